@@ -1,0 +1,1 @@
+"""The harness: cases in, records out; verdicts, recommendations and pages are read from the records."""

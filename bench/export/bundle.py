@@ -1,0 +1,277 @@
+"""Writes a bundle: artefact, manifest and `serve.py`, seen to give the right answer before they get their name."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import secrets
+import shutil
+import subprocess
+import sys
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import numpy as np
+import torch
+
+from bench.engine.accuracy import FLOOR, MARGIN
+from bench.environment import ROOT, Environment, environment
+from bench.export.serve import PREPROCESSING, WEIGHTS, text
+from bench.implementations import IMPLEMENTATIONS
+from bench.machine import assigned
+from bench.results import Value  # noqa: TC001 (msgspec reads the annotations)
+from bench.runtimes.artefact import LARGEST, RUNTIMES, Sizes
+from bench.runtimes.convert import convert
+from bench.subject import build, full_precision
+from unet.checkpoint import save_weights
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from bench.case import Case
+    from bench.subject import Subject
+    from bench.weights import Weights
+
+MANIFEST, SERVE = "manifest.json", "serve.py"
+SERVE_S = 600
+
+
+class ExportError(Exception):
+    """What stood in the way of a bundle; nothing of it is left."""
+
+
+class Input(msgspec.Struct, frozen=True, kw_only=True):
+    """What `predict` takes; sizes from and to, both inclusive."""
+
+    dtype: str = "float32"
+    order: str = "NCHW, contiguous"
+    channels: int
+    batch: tuple[int, int]
+    height: tuple[int, int]
+    width: tuple[int, int]
+    preprocessing: str = PREPROCESSING
+
+
+class Measured(msgspec.Struct, frozen=True, kw_only=True):
+    """What a run found out about the case, and where."""
+
+    run: str
+    conditions: str
+    figures: dict[str, Value]
+
+
+class Manifest(msgspec.Struct, frozen=True, kw_only=True):
+    """All that one must know of a bundle.
+
+    Args:
+        case: the configuration.
+        network: the arguments of `unet.UNet`.
+        weights: SHA-256 of the checkpoint's file, or of the fitted weights' file.
+        weights_from: `checkpoint`, or `fitted by the suite`.
+        files: SHA-256 of each file that is loaded.
+        input: what it takes.
+        output: what it gives.
+        settings: what the engine is told when it loads.
+        tolerance: relative L2 of the logits to fp32 eager's that the bundle may show, as for a case that is measured.
+        rel_l2: what it showed when it was made, run by `serve.py` in a process of its own.
+        measured: speed and memory, if a run has them; None otherwise.
+        versions: of what made it.
+        environment: machine, commit and time.
+    """
+
+    case: str
+    network: dict[str, int | bool]
+    weights: str
+    weights_from: str
+    files: dict[str, str]
+    input: Input
+    output: str
+    settings: dict[str, str | int]
+    tolerance: float
+    rel_l2: float
+    measured: Measured | None
+    versions: dict[str, str]
+    environment: Environment
+
+
+def write(
+    case: Case,
+    out: Path,
+    *,
+    weights: Weights | None,
+    weights_file: Path,
+    measured: Measured | None,
+    replace: bool = False,
+    tell: Callable[[str], None] = lambda _: None,
+) -> Manifest:
+    """Make the bundle of a case in a new folder.
+
+    All is written beside `out`, run once by its own `serve.py`, and renamed when the answer was right.
+
+    Args:
+        case: supported here, whole frame, inference.
+        out: the folder.
+        weights: the checkpoint; None for the fitted weights of the case.
+        weights_file: the file that the weights come from.
+        measured: figures for the manifest.
+        replace: whether a folder that is there gives way, once the new one is whole.
+        tell: is told what happens next.
+
+    Raises:
+        ExportError: the folder is there, the engine cannot, or the answer is not right.
+    """
+    out = out.resolve()
+    if (why := in_the_way(out, replace=replace)) is not None:
+        raise ExportError(why)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    part = out.with_name(f".{out.name}.{secrets.token_hex(4)}.part")
+    part.mkdir()
+    try:
+        manifest = _fill(case, part, weights, weights_file, measured, tell)
+        if out.exists():
+            old = out.with_name(f".{out.name}.{secrets.token_hex(4)}.old")
+            out.rename(old)
+            part.rename(out)
+            shutil.rmtree(old)
+        else:
+            part.rename(out)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+    return manifest
+
+
+def in_the_way(out: Path, *, replace: bool) -> str | None:
+    """Why a bundle cannot take this name: something has it, and is not to give way or is no bundle."""
+    if not out.exists():
+        return None
+    if not replace:
+        return f"{out}: is there already; name another folder, or add --replace"
+    if not ((out / MANIFEST).is_file() and (out / SERVE).is_file()):
+        return f"{out}: is no bundle, so it is not replaced; name another folder"
+    return None
+
+
+def _fill(
+    case: Case,
+    folder: Path,
+    weights: Weights | None,
+    weights_file: Path,
+    measured: Measured | None,
+    tell: Callable[[str], None],
+) -> Manifest:
+    from bench.distributed import Group
+
+    subject = build(msgspec.structs.replace(case, implementation="eager"), Group(), weights)
+    network: Any = subject.call
+    runtime = RUNTIMES.get(case.implementation)
+    files: tuple[str, ...] = (WEIGHTS,)
+    if runtime is None:
+        save_weights(network, folder / WEIGHTS)
+        sizes = _sizes(case)
+    else:
+        tell(f"making {' and '.join(runtime.files)}")
+        try:
+            convert(runtime, network, case, folder)
+        except (MemoryError, RuntimeError) as error:
+            raise ExportError(str(error)) from error
+        files, sizes = runtime.files, runtime.sizes(case)
+    manifest = Manifest(
+        case=case.id,
+        network=_arguments(subject),
+        weights=hashlib.sha256(weights_file.read_bytes()).hexdigest(),
+        weights_from="checkpoint" if weights is not None else "fitted by the suite",
+        files={name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in files},
+        input=Input(channels=subject.inputs[0].shape[1], batch=sizes.batch, height=sizes.height, width=sizes.width),
+        output="logits (N, classes, H, W), float32",
+        settings=runtime.settings(case) if runtime is not None else {},
+        tolerance=_tolerance(subject),
+        rel_l2=0.0,
+        measured=measured,
+        versions=_versions(case),
+        environment=environment(),
+    )
+    (folder / SERVE).write_text(text(case.implementation), encoding="utf-8")
+    _write_manifest(folder, manifest)
+    tell(f"running {SERVE} in a process of its own")
+    rel_l2 = _served(folder, subject)
+    if not rel_l2 <= manifest.tolerance:
+        raise ExportError(
+            f"{SERVE} gives logits that are {rel_l2:.3g} off fp32 eager's, and {manifest.tolerance:.3g} is allowed"
+        )
+    manifest = msgspec.structs.replace(manifest, rel_l2=rel_l2)
+    _write_manifest(folder, manifest)
+    return manifest
+
+
+def _sizes(case: Case) -> Sizes:
+    """What the network takes where PyTorch runs it; a recorded graph takes the case's size alone."""
+    if IMPLEMENTATIONS[case.implementation].one_size:
+        return Sizes(batch=(case.batch,) * 2, height=(case.height,) * 2, width=(case.breadth,) * 2)
+    side = 2**case.depth, LARGEST
+    return Sizes(batch=(1, LARGEST), height=side, width=side)
+
+
+def _write_manifest(folder: Path, manifest: Manifest) -> None:
+    (folder / MANIFEST).write_bytes(msgspec.json.format(msgspec.json.encode(manifest), indent=1) + b"\n")
+
+
+def _arguments(subject: Subject) -> dict[str, int | bool]:
+    network: Any = subject.call
+    return {
+        "n_channels": network.n_channels,
+        "n_classes": network.n_classes,
+        "bilinear": network.bilinear,
+        "width": network.width,
+        "depth": network.depth,
+    }
+
+
+def _versions(case: Case) -> dict[str, str]:
+    from importlib.metadata import version
+
+    runtime = RUNTIMES.get(case.implementation)
+    found = {"python": platform.python_version(), "torch": assigned("torch", "version.py")["__version__"]}
+    return found if runtime is None else {**found, runtime.package: version(runtime.package)}
+
+
+def _tolerance(subject: Subject) -> float:
+    """As for a measured case: 1.5 times what eager shows at the case's precision, with a floor."""
+    at_precision = _rel_l2(subject.forward(subject.call)[0], _reference(subject))
+    return max(MARGIN["infer"] * at_precision, FLOOR["infer"])
+
+
+def _reference(subject: Subject) -> torch.Tensor:
+    with full_precision():
+        return subject.forward(subject.eager("fp32"), "fp32")[0]
+
+
+def _rel_l2(found: torch.Tensor, reference: torch.Tensor) -> float:
+    return float((found.double() - reference.double()).norm() / reference.double().norm())
+
+
+def _served(folder: Path, subject: Subject) -> float:
+    """Relative L2 between what `serve.py` says of the case's images and fp32 eager."""
+    image, logits = folder / ".image.npy", folder / ".logits.npy"
+    np.save(image, subject.inputs[0].float().contiguous().cpu().numpy())
+    command = [sys.executable, str(folder / SERVE), str(image), str(logits)]
+    try:
+        done = subprocess.run(  # noqa: S603 (this Python, our own program)
+            command,
+            capture_output=True,
+            text=True,
+            timeout=SERVE_S,
+            check=False,
+            stdin=subprocess.DEVNULL,
+            # A bundle that PyTorch runs imports our packages, which may not be installed here.
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))},
+        )
+        if done.returncode != 0:
+            said = [line for line in done.stderr.splitlines() if line.strip()]
+            raise ExportError(f"{SERVE} failed: {said[-1] if said else f'status {done.returncode}'}")
+        return _rel_l2(torch.from_numpy(np.load(logits)), _reference(subject).cpu())
+    finally:
+        for file in (image, logits):
+            file.unlink(missing_ok=True)
+        shutil.rmtree(folder / "__pycache__", ignore_errors=True)

@@ -1,0 +1,67 @@
+"""Commits as folders: a worktree of git for each, gone in the end whatever happens."""
+
+import contextlib
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+
+from bench.environment import git_state
+from bench.errors import UsageError
+
+
+class Side(msgspec.Struct, frozen=True, kw_only=True):
+    """One of the two that are compared.
+
+    Args:
+        ref: as it was given; "working tree" where no commit was.
+        commit: full hash, or "unknown".
+        dirty: whether the sources differ from it.
+        root: where it lies while the gate runs.
+    """
+
+    ref: str
+    commit: str
+    dirty: bool = False
+    root: str = ""
+
+    @property
+    def name(self) -> str:
+        """`main (f1957e7)`, or `working tree (7abe945, with changes)`."""
+        return f"{self.ref} ({self.commit[:7]}{', with changes' if self.dirty else ''})"
+
+
+@contextlib.contextmanager
+def checked_out(repository: Path, ref: str | None) -> Iterator[Side]:
+    """A folder with the sources of `ref`; the repository's own, as they are, if it is None.
+
+    Raises:
+        UsageError: no repository, no such commit, or git cannot make a worktree of it.
+    """
+    if ref is None:
+        commit, dirty = git_state(repository)
+        yield Side(ref="working tree", commit=commit, dirty=bool(dirty), root=str(repository))
+        return
+    commit = _git(repository, "rev-parse", "--verify", "--quiet", "--end-of-options", f"{ref}^{{commit}}").strip()
+    if not commit:
+        raise UsageError(f"{ref!r} is no commit of {repository}: give a branch, a tag or a hash that git knows here")
+    with tempfile.TemporaryDirectory(prefix="unet-bench-gate-") as folder:
+        root = Path(folder) / commit[:12]
+        try:
+            _git(repository, "worktree", "add", "--detach", "--force", str(root), commit, check=True)
+        except subprocess.CalledProcessError as error:
+            raise UsageError(f"git cannot check out {ref!r}: {error.stderr.strip()}") from error
+        try:
+            yield Side(ref=ref, commit=commit, root=str(root))
+        finally:
+            _git(repository, "worktree", "remove", "--force", str(root))
+
+
+def _git(repository: Path, *arguments: str, check: bool = False) -> str:
+    command = ["git", "-C", str(repository), *arguments]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=check).stdout  # noqa: S603 (git, no shell)
+    except FileNotFoundError:
+        raise UsageError("the gate compares commits, and there is no git here: install it") from None

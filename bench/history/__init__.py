@@ -1,0 +1,1 @@
+"""Runs over commits: series, and the steps in them."""

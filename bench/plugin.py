@@ -1,0 +1,283 @@
+"""The door that measures: `pytest bench`. Options become cases, a case a test, a result a record and a benchmark."""
+
+import contextlib
+import io
+import itertools
+import math
+import secrets
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from rich.console import Console
+
+from bench import implementations
+from bench.case import Case, parse_axes, parse_id
+from bench.errors import UsageError
+from bench.results import RESULTS, ResultsError, Settings, option_of
+from bench.weights import look
+
+if TYPE_CHECKING:
+    from bench.session import Options, Session
+
+EXIT_CANNOT_WRITE = 3
+SECONDS = {
+    "measure_s": "seconds of timed steps a case",
+    "warmup_s": "seconds of untimed steps before, at least",
+    "warmup_extra_s": "seconds more of them, at most, until they are steady",
+    "sustained_s": "seconds of timed steps of a sustained case, at least",
+    "energy_s": "seconds of steps whose energy is read on a GPU, at least 5",
+    "time_limit_s": "longest a case may take",
+    "rank_timeout_s": "longest one rank of a case waits for another within a step",
+    "join_timeout_s": "longest it waits for ranks that have not come yet",
+}
+
+
+SWITCHES = {
+    "cold_start": "also start each case anew with a full compiler cache, and try a second size",
+    "stages": "also time the network's blocks one by one (eager inference)",
+}
+
+
+class ReplayClock:
+    """A timer for pytest-benchmark that gives back durations measured elsewhere.
+
+    pytest-benchmark times an asynchronous device wrongly, so the engine times; `benchmark.pedantic` reads its timer
+    exactly twice a round, and 0.0, d, 0.0, d, … makes its data equal to the samples, bit for bit.
+    """
+
+    __name__ = "bench.engine"  # stored in the JSON as the timer's name
+
+    def __init__(self) -> None:
+        self._ticks: Iterator[float] = iter(())
+
+    def load(self, seconds: Sequence[float]) -> None:
+        """Hand over the durations to be read next."""
+        self._ticks = itertools.chain.from_iterable((0.0, second) for second in seconds)
+
+    def __call__(self) -> float:
+        """Give 0.0, the first duration, 0.0, the second, and so on."""
+        return next(self._ticks)
+
+
+_clock = pytest.StashKey[ReplayClock]()
+_options = pytest.StashKey["Options"]()
+_session = pytest.StashKey["Session"]()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Options of a run; `python -m bench list` takes those that choose cases too."""
+    group = parser.getgroup("bench", "measuring the U-Net (pytest bench)")
+    add = group.addoption
+    add("--preset", default="quick", metavar="NAME", help="which cases: smoke, quick (default), full, ci, h200")
+    add(
+        "--axis",
+        action="append",
+        default=[],
+        metavar="NAME=A,B",
+        help="replace an axis of the preset; see `python -m bench list --axes`",
+    )
+    add(
+        "--case",
+        action="append",
+        default=[],
+        metavar="ID",
+        help="measure the case with this id (repeatable), not a preset",
+    )
+    add("--seed", default=None, metavar="N", help="order of the preset's cases (default: drawn, and recorded)")
+    add("--dry-run", action="store_true", help="print the cases and how long they will take, and measure nothing")
+    add("--ceilings", action="store_true", help="first measure the device's best matrix product and copy, for MFU")
+    add("--resume", action="store_true", help="continue the newest run: what it measured is kept")
+    add("--results", default=None, metavar="DIR", help="folder of results (default: results/)")
+    for name, meaning in SECONDS.items():
+        default = getattr(Settings(), name)
+        add(option_of(name), default=str(default), metavar="S", help=f"{meaning} (default {default:g})")
+    for name, meaning in SWITCHES.items():
+        add(option_of(name), action="store_true", help=meaning)
+    add("--weights", default=None, metavar="FILE", help="measure the U-Net of this checkpoint, not a fitted one")
+    add("--load", action="append", default=[], metavar="MODULE", help="a module that registers more implementations")
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_configure(config: pytest.Config) -> None:
+    """Read the options; a wrong one is one line, before anything is collected."""
+    # Said here, by the process that would start them: workers of pytest-xdist could only fail one by one.
+    if config.getoption("numprocesses", None) and _measures(config):
+        raise pytest.UsageError("cases are measured one at a time, or they would disturb each other: leave out -n")
+    try:
+        config.stash[_options] = _read_options(config)
+    except (ValueError, ImportError, UsageError) as error:
+        raise pytest.UsageError(str(error)) from error
+    # The table at the end is ours; pytest-benchmark's has no room for memory, accuracy and what did not run.
+    config.option.benchmark_quiet = True
+
+
+def _measures(config: pytest.Config) -> bool:
+    """Whether the paths that pytest was given lead to cases."""
+    cases = Path(__file__).resolve().parent
+    paths = [Path(config.invocation_params.dir, text.partition("::")[0]).resolve() for text in config.args]
+    return any(path.is_relative_to(cases) or cases.is_relative_to(path) for path in paths)
+
+
+def _read_options(config: pytest.Config) -> "Options":
+    from bench.matrix import PRESETS
+    from bench.session import Options
+
+    get = config.getoption
+    implementations.load(get("load"))
+    if get("preset") not in PRESETS:
+        raise ValueError(f"--preset {get('preset')}: allowed: {', '.join(PRESETS)}")
+    given: dict[str, Any] = {name: _seconds(option_of(name), get(name)) for name in SECONDS}
+    given |= {name: get(name) for name in SWITCHES}
+    axes, chosen = parse_axes(get("axis")), tuple(parse_id(text) for text in get("case"))
+    weights = look(Path(get("weights"))) if get("weights") else None
+    return Options(
+        preset=get("preset"),
+        axes=weights.asked_for(axes, chosen) if weights is not None else axes,
+        chosen=chosen,
+        settings=Settings(load=tuple(get("load")), weights=weights, **given),
+        seed=_seed(get("seed")),
+        ceilings=get("ceilings"),
+        resume=get("resume"),
+        results=Path(get("results")) if get("results") else RESULTS,
+    )
+
+
+def _seconds(option: str, text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not 0 < seconds < math.inf:
+        raise ValueError(f"{option} {text}: expected a number of seconds above 0")
+    return seconds
+
+
+def _seed(text: str | None) -> int:
+    if text is None:
+        return secrets.randbelow(10_000)
+    if not (text.isdecimal() and text.isascii()):
+        raise ValueError(f"--seed {text}: expected a whole number from 0")
+    return int(text)
+
+
+def _get_session(config: pytest.Config) -> "Session":
+    from bench.session import Session
+
+    if _session not in config.stash:
+        config.stash[_session] = Session(config.stash[_options])
+    return config.stash[_session]
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """A test that asks for `case` and `measure` becomes one test a case."""
+    if not {"case", "measure"} <= set(metafunc.fixturenames):
+        return
+    cases = _get_session(metafunc.config).cases
+    metafunc.parametrize("case", cases, ids=[case.id for case in cases])
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Give each case a clock of its own: pytest-benchmark takes the timer from the marker when it sets up."""
+    if _is_case(item):
+        item.stash[_clock] = ReplayClock()
+        item.add_marker(pytest.mark.benchmark(timer=item.stash[_clock], disable_gc=False))
+
+
+def _is_case(item: pytest.Item) -> bool:
+    return {"case", "measure"} <= set(getattr(item, "fixturenames", ()))
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Begin the run's file once it is known which cases there are: an empty selection leaves no file."""
+    cases = [item.callspec.params["case"] for item in session.items if _is_case(item)]  # type: ignore[attr-defined]
+    if not cases or session.config.option.collectonly:
+        return
+    reporter = session.config.pluginmanager.getplugin("terminalreporter")
+    # One line a case is printed when it has ended; a file name with letters behind it would stand in between.
+    reporter.showfspath = False
+    if session.config.getoption("dry_run"):
+        reporter.ensure_newline()
+        _get_session(session.config).plan(cases, _console())
+        return
+    _writing(lambda: _get_session(session.config).open(cases, _console()))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtestloop(session: pytest.Session) -> bool | None:
+    """Run nothing where only the plan was wanted."""
+    return True if session.config.getoption("dry_run") else None
+
+
+def _console() -> Console:
+    from bench.report.terminal import console
+
+    return console()
+
+
+def _writing(action: Callable[[], Any]) -> Any:  # noqa: ANN401 (whatever the action gives)
+    try:
+        return action()
+    except ResultsError as error:
+        pytest.exit(str(error), returncode=EXIT_CANNOT_WRITE)
+
+
+@pytest.fixture
+def measure(request: pytest.FixtureRequest, benchmark: Any) -> Callable[[Case], None]:  # noqa: ANN401 (pytest-benchmark has no types)
+    """A function that measures a case, records it, and passes, skips or fails as the case did."""
+    capture = request.config.pluginmanager.getplugin("capturemanager")
+
+    def run(case: Case) -> None:
+        session = _get_session(request.config)
+        with capture.global_and_fixture_disabled() if capture else contextlib.nullcontext():
+            record = _writing(lambda: session.measure(case, _console()))
+        if record.status == "unsupported":
+            pytest.skip(f"unsupported: {record.reason}")
+        if record.status != "ok":
+            pytest.fail(f"{record.status}: {record.reason}\nto repeat: {record.repeat}", pytrace=False)
+        seconds = [sample / 1000 for sample in record.samples_ms]
+        request.node.stash[_clock].load(seconds)
+        benchmark.group = case.task
+        benchmark.extra_info.update(record.figures)
+        benchmark.pedantic(lambda: None, rounds=len(seconds))
+
+    return run
+
+
+def pytest_report_teststatus(report: pytest.TestReport) -> tuple[str, str, str] | None:
+    """Cases have said their line already: no letter for them, the counts at the end stay."""
+    if report.when == "call" and "bench/test_unet.py::" in report.nodeid:
+        return report.outcome, "", report.outcome.upper()
+    return None
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_terminal_summary(terminalreporter: Any, exitstatus: int, config: pytest.Config) -> None:  # noqa: ANN401 (pytest's reporter is private)
+    """The comparison, and where it was saved."""
+    if _session not in config.stash or (run := config.stash[_session].close()) is None:
+        return
+    from bench.report.terminal import PIPED_WIDTH, show
+
+    out = io.StringIO()
+    writer = config.get_terminal_writer()
+    terminal = writer.hasmarkup
+    width = writer.fullwidth if terminal else PIPED_WIDTH
+    show(run, Console(file=out, force_terminal=terminal, width=width, highlight=False))
+    terminalreporter.ensure_newline()
+    terminalreporter.write(out.getvalue())
+    session = config.stash[_session]
+    terminalreporter.write_line(f"\nsaved: {run.path}")
+    if exitstatus == pytest.ExitCode.INTERRUPTED:
+        terminalreporter.write_line("interrupted: the same command with --resume goes on from here")
+    if session.benchmark_path.exists():
+        terminalreporter.write_line(f"saved: {session.benchmark_path} (for pytest-benchmark compare)")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict[str, Any]) -> None:
+    """Tell pytest-benchmark's own JSON what the machine is, GPUs and versions included."""
+    if _session in config.stash:
+        import msgspec
+
+        machine_info |= msgspec.to_builtins(config.stash[_session].environment.machine)

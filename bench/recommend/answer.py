@@ -1,0 +1,126 @@
+"""The whole answer to each question that runs speak of, and measuring what they lack."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from bench.case import Case, parse_id
+from bench.machine import Machine, machine, slug, usable_gpus
+from bench.recommend.ahead import ahead
+from bench.recommend.decide import Decision, decide
+from bench.recommend.evidence import Question, questions, weigh
+from bench.recommend.limits import Limits
+from bench.report.table import conditions
+from bench.results import RESULTS, ResultsError, Run, Settings
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from bench.weights import Weights
+
+Axes = Mapping[str, Sequence[str | int]]
+
+
+class Answer(msgspec.Struct, frozen=True, kw_only=True):
+    """One question and its answer, for exactly the machine, network, size and cases measured.
+
+    Args:
+        question: what was decided.
+        conditions: where, when and on which sources it was measured, a line a run.
+        limits: what had to be kept to.
+        decision: winner, front, losers.
+        not_measured: cases without a record that this machine could run, the likest to the winner first.
+        absent: implementation → why the machine lacks it.
+    """
+
+    question: Question
+    conditions: tuple[str, ...]
+    limits: Limits
+    decision: Decision
+    not_measured: tuple[str, ...]
+    absent: dict[str, str]
+
+
+def answers(runs: Sequence[Run], limits: Limits, *, axes: Axes, weights: str | None) -> list[Answer]:
+    """Decide every question that the runs speak of.
+
+    Args:
+        runs: in any order.
+        limits: what to keep to.
+        axes: only cases with these values; an axis not named is free.
+        weights: only runs with the weights of this hash; None for all.
+    """
+    here = machine()
+    found = []
+    for question, measured in questions(runs).items():
+        chosen = [
+            (run, record)
+            for run, record in measured
+            if all(getattr(record.case, name) in values for name, values in axes.items())
+        ]
+        if not chosen or (weights is not None and question.weights != weights):
+            continue
+        decision = decide(weigh(chosen, limits.percentile), limits)
+        best = parse_id(decision.winner.id) if decision.winner is not None else None
+        left = ahead(
+            question.asked,
+            [record.case for _, record in chosen],
+            # As it is now, if it is the one that was measured: something may have been installed since.
+            here if slug(here) == question.machine else chosen[-1][0].header.environment.machine,
+            axes=axes,
+            best=best,
+            larger=limits.objective == "throughput",
+        )
+        found.append(
+            Answer(
+                question=question,
+                conditions=tuple(dict.fromkeys(conditions(run) for run, _ in chosen)),
+                limits=limits,
+                decision=decision,
+                not_measured=tuple(case.id for case in left.cases),
+                absent=left.absent,
+            )
+        )
+    return found
+
+
+def measure(
+    found: Sequence[Answer], console: "Console", *, axes: Axes, settings: Settings, results: Path = RESULTS
+) -> Run | None:
+    """Measure what the answers lack, in a run of its own.
+
+    Args:
+        found: the answers so far; without any, the cases that `axes` name are measured.
+        console: where to say how it goes.
+        axes: as for `answers`.
+        settings: how to measure.
+        results: folder of all results.
+
+    Raises:
+        ResultsError: the runs are of another machine, or the file cannot be written.
+    """
+    from bench.session import Options, Session
+
+    here = machine()
+    if foreign := [one.question.machine for one in found if one.question.machine != slug(here)]:
+        raise ResultsError(f"the runs are of {foreign[0]}, and this machine is {slug(here)}: --measure adds to its own")
+    cases = [parse_id(text) for one in found for text in one.not_measured] or list(_fresh(here, axes, settings.weights))
+    if found and not any(one.not_measured for one in found):
+        return None
+    session = Session(Options(chosen=tuple(cases), settings=settings, results=results))
+    session.open(cases, console)
+    try:
+        for case in cases:
+            session.measure(case, console)
+    finally:
+        run = session.close()
+    return run
+
+
+def _fresh(here: Machine, axes: Axes, weights: "Weights | None") -> Sequence[Case]:
+    """All that could be measured where nothing is yet."""
+    fixed = {name: values[0] for name, values in {**axes, **(weights.axes if weights else {})}.items()}
+    asked = Case(**{"devices": "1gpu" if usable_gpus(here) else "1cpu", **fixed})  # type: ignore[arg-type]  # checked
+    return ahead(asked, (), here, axes=axes).cases

@@ -1,0 +1,102 @@
+"""AOTInductor: what torch.compile would make of the network, compiled ahead of time into a `.pt2` package.
+
+Its code takes the shape of an image on trust, and computes nonsense from another, unless `AOTI_RUNTIME_CHECK_INPUTS=1`
+stands in the environment when the package is loaded.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from typing import TYPE_CHECKING
+
+from bench.runtimes.artefact import Runtime, Sizes, register
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from torch import nn
+
+    from bench.case import Case
+    from bench.machine import Machine
+    from bench.runtimes.artefact import Call
+
+FILE = "unet.pt2"
+SERVE = """# Before anything of it is loaded: its code takes the shape of an image on trust otherwise.
+os.environ["AOTI_RUNTIME_CHECK_INPUTS"] = "1"
+import torch
+from torch._inductor import aoti_load_package
+
+if MANIFEST["settings"]["threads"]:
+    torch.set_num_threads(MANIFEST["settings"]["threads"])
+LAYOUT = torch.channels_last if MANIFEST["settings"]["layout"] == "nhwc" else torch.contiguous_format
+call = aoti_load_package(str(HERE / "unet.pt2"))
+
+
+def run(image):
+    with torch.inference_mode():
+        given = torch.from_numpy(image).to(MANIFEST["settings"]["device"], memory_format=LAYOUT)
+        return call(given).float().cpu().numpy()
+"""
+CHECK = "AOTI_RUNTIME_CHECK_INPUTS"
+
+
+def sizes(case: Case) -> Sizes:
+    """The case's own alone: with free sizes its code packs no weights ahead, and was seen to take twice as long."""
+    height, width = case.height, case.breadth
+    if case.frame == "padded":
+        step = 2**case.depth
+        height, width = (-(-length // step) * step for length in (height, width))
+    return Sizes(batch=(case.batch,) * 2, height=(height,) * 2, width=(width,) * 2)
+
+
+def settings(case: Case) -> dict[str, str | int]:
+    """Device, layout, and threads; 0 is all cores."""
+    return {"device": "cuda" if case.on_gpu else "cpu", "layout": case.layout, "threads": case.threads}
+
+
+def save(network: nn.Module, case: Case, folder: Path) -> None:
+    """Compile for the case's device and precision, and write `unet.pt2`."""
+    from torch._inductor import aoti_compile_and_package
+
+    from bench.runtimes.program import program
+
+    exported = program(network, case, sizes(case), autocast=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        aoti_compile_and_package(exported, package_path=str(folder / FILE))
+
+
+def load(folder: Path, case: Case) -> Call:
+    """The package's function, which refuses what it was not compiled for."""
+    from torch._inductor import aoti_load_package
+
+    del case  # everything it decides is in the package, and threads are the process's
+    os.environ[CHECK] = "1"
+    call: Call = aoti_load_package(str(folder / FILE))
+    return call
+
+
+def _fp32_images(case: Case, _: Machine) -> str | None:
+    return "takes fp32 images: lower precision by autocast alone" if case.precision in {"bf16", "fp16"} else None
+
+
+def _compiler(_: Case, machine: Machine) -> str | None:
+    return machine.cxx_missing or None
+
+
+register(
+    Runtime(
+        name="aotinductor",
+        package="torch",
+        files=(FILE,),
+        save=save,
+        load=load,
+        serve=SERVE,
+        settings=settings,
+        sizes=sizes,
+    ),
+    _compiler,
+    _fp32_images,
+    one_size=True,
+)

@@ -1,0 +1,237 @@
+"""One run from its options to its file: which cases, what is done already, what happens now, how long it will take."""
+
+import hashlib
+import signal
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import FrameType
+
+import msgspec
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.text import Text
+
+from bench import estimate, matrix
+from bench.case import Case
+from bench.environment import Environment, environment
+from bench.formats import benchmark_json
+from bench.report.table import one_line, three_digits
+from bench.results import RESULTS, Header, Record, Run, RunFile, Settings, read, resumable
+from bench.runner import Runner
+from bench.support import unsupported
+
+
+class Options(msgspec.Struct, frozen=True, kw_only=True):
+    """What a run is asked to do.
+
+    Args:
+        preset: name of the preset.
+        axes: axis → values that replace the preset's.
+        chosen: cases to measure instead of a preset's.
+        settings: how to measure.
+        seed: of the order of the preset's cases; chosen ones keep the order in which they were given.
+        ceilings: whether to measure first what the device does at its best.
+        resume: whether to continue the newest run.
+        results: folder of all results.
+    """
+
+    preset: str = "quick"
+    axes: Mapping[str, Sequence[str | int]] = {}
+    chosen: tuple[Case, ...] = ()
+    settings: Settings = Settings()
+    seed: int = 0
+    ceilings: bool = False
+    resume: bool = False
+    results: Path = RESULTS
+
+
+class Session:
+    """A run in progress.
+
+    Args:
+        options: what it is asked to do.
+
+    Raises:
+        CaseError: an unknown preset.
+    """
+
+    def __init__(self, options: Options) -> None:
+        self.options = options
+        self.environment = _with_sources(environment(), options.settings.load)
+        cases = matrix.cases(self.environment.machine, preset=options.preset, axes=options.axes, chosen=options.chosen)
+        self.cases = cases if options.chosen else matrix.shuffled(cases, options.seed)
+        self.runner = Runner(self.environment, options.settings)
+        self.file: RunFile | None = None
+        self._kept: dict[Case, Record] = {}
+        self._ahead: list[Case] = []
+        self._expected_s = self._taken_s = 0.0
+
+    def open(self, selected: Sequence[Case], console: Console) -> None:
+        """Begin the run's file, or find the one to continue.
+
+        Args:
+            selected: the cases that will be measured, in order.
+            console: where to say which.
+
+        Raises:
+            ResultsError: the file cannot be written.
+        """
+        self._ahead = list(selected)
+        run = self._continued()
+        if run is not None:
+            self.file = RunFile(run.path, run.header)
+            self.file.hold()
+            console.print(Text(f"continuing {run.path}: {len(self._kept)} cases are measured"))
+            return
+        if self.options.resume:
+            console.print(
+                Text("nothing to continue from this machine, commit, sources, preset and settings: a new run")
+            )
+        header = self._header()
+        if self.options.ceilings:
+            console.print(Text("ceilings first: a large matrix product, a large copy"))
+            header = msgspec.structs.replace(header, ceilings=self.runner.ceilings(selected))
+            for one in header.ceilings:
+                place = f"{one.threads} threads" if one.threads else one.device
+                rates = f"{three_digits(one.tflop_per_s)} TFLOP/s, {three_digits(one.gb_per_s)} GB/s"
+                console.print(Text(f"  {one.precision}, {place}: {rates}"))
+        self.file = RunFile.create(header, self.options.results)
+        self.file.hold()
+
+    def plan(self, selected: Sequence[Case], console: Console) -> None:
+        """Say what `open` and `measure` would do and how long that takes, and do nothing of it."""
+        self._ahead = list(selected)
+        self._continued()
+        machine, settings = self.environment.machine, self.options.settings
+        left = 0
+        for case in selected:
+            if (why := unsupported(case, machine)) is not None:
+                words = f"unsupported: {why}"
+            elif case in self._kept:
+                words = "measured before"
+            else:
+                left += 1
+                words = estimate.words(estimate.prior_s(case, settings, machine))
+            console.print(Text(f"{case.id}  {words}"), soft_wrap=True)
+        console.print(Text(f"{len(selected)} cases, {left} to measure: {estimate.words(self.left_s(0))}"))
+
+    def _header(self) -> Header:
+        seed = None if self.options.chosen else self.options.seed
+        return Header(
+            environment=self.environment, settings=self.options.settings, preset=self.options.preset, seed=seed
+        )
+
+    def _continued(self) -> Run | None:
+        """The run to continue, if there is one and that is wanted."""
+        run = resumable(self._header(), self.options.results) if self.options.resume else None
+        if run is not None:
+            self._kept = {record.case: record for record in run.records if record.status == "ok"}
+        return run
+
+    def measure(self, case: Case, console: Console) -> Record:
+        """Measure a case, or take what the continued run has of it; say so in a line and write it down.
+
+        Raises:
+            ResultsError: the record cannot be written.
+            KeyboardInterrupt: Ctrl-C or SIGTERM; this case is lost, the others are not.
+        """
+        if self.file is None:
+            raise RuntimeError("Session.open comes first")
+        total = len(self._ahead)
+        kept = self._kept.get(case)
+        number = self._ahead.index(case) + 1
+        if kept is None:
+            start = time.perf_counter()
+            record = self._watch(case, console, number, total)
+            if record.status != "unsupported":
+                self._expected_s += self._prior_s(case)
+                self._taken_s += time.perf_counter() - start
+            self.file.append(record)
+        else:
+            record = kept
+        console.print(_line(record, f"{number:>{len(str(total))}}/{total}", kept=kept is not None), soft_wrap=True)
+        return record
+
+    def _watch(self, case: Case, console: Console, number: int, total: int) -> Record:
+        """Measure with a bar on a terminal, and end in order when told to terminate."""
+        bar = Progress(
+            BarColumn(bar_width=20),
+            MofNCompleteColumn(),
+            TextColumn("{task.description}", markup=False),
+            console=console,
+            transient=True,
+            refresh_per_second=2,
+            disable=not console.is_terminal,
+        )
+        left_s = self.left_s(number - 1)
+        # A closed terminal and an orderly end are as good as Ctrl-C: this case is lost, the others are not.
+        # Under nohup a closed terminal is to be ignored, and stays so.
+        ends = [one for one in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(one) != signal.SIG_IGN]
+        before = {one: signal.signal(one, _interrupt) for one in ends}
+        try:
+            with bar:
+                task = bar.add_task("", total=total, completed=number - 1)
+
+                def tell(phase: str, seconds: float) -> None:
+                    left = estimate.words(max(0.0, left_s - seconds))
+                    bar.update(task, description=f"{left} left · {case.id} · {phase} {seconds:.0f} s")
+
+                return self.runner.run(case, tell)
+        finally:
+            for one, handler in before.items():
+                signal.signal(one, handler)
+
+    def left_s(self, done: int) -> float:
+        """Seconds that the cases after the first `done` will take, as far as those measured so far let one know."""
+        ahead = (case for case in self._ahead[done:] if case not in self._kept)
+        pace = self._taken_s / self._expected_s if self._expected_s else 1.0
+        return pace * sum(self._prior_s(case) for case in ahead)
+
+    def _prior_s(self, case: Case) -> float:
+        return estimate.prior_s(case, self.options.settings, self.environment.machine)
+
+    def close(self) -> Run | None:
+        """Write the file for pytest-benchmark beside the run's own; what was recorded, or None if nothing was."""
+        if self.file is None:
+            return None
+        self.file.release()
+        run = read(self.file.path)
+        if any(record.status == "ok" for record in run.records):
+            self.benchmark_path.write_bytes(msgspec.json.format(msgspec.json.encode(benchmark_json(run)), indent=1))
+        return run
+
+    @property
+    def benchmark_path(self) -> Path:
+        """Where `close` writes."""
+        if self.file is None:
+            raise RuntimeError("Session.open comes first")
+        return self.file.path.with_suffix(".json")
+
+
+def _with_sources(env: Environment, modules: Sequence[str]) -> Environment:
+    """Loaded modules are sources too: results of one that was changed since must not be continued."""
+    files = [sys.modules[module].__file__ or "" for module in modules]
+    if not files:
+        return env
+    texts = [env.source_hash.encode(), *(Path(file).read_bytes() for file in files)]
+    return msgspec.structs.replace(env, source_hash=hashlib.sha256(b"\0".join(texts)).hexdigest())
+
+
+def _interrupt(number: int, _frame: FrameType | None) -> None:
+    raise KeyboardInterrupt(signal.Signals(number).name)
+
+
+def _line(record: Record, number: str, *, kept: bool) -> Text:
+    figures = record.figures
+    style = {"ok": "", "unsupported": "dim"}.get(record.status, "bold red")
+    if record.status == "ok":
+        words = (
+            f"{three_digits(figures.get('p50_ms'))} ms · {three_digits(figures.get('images_per_s'))} img/s · "
+            f"{three_digits(figures.get('peak_memory_mib'))} MiB · rel. L2 {three_digits(figures.get('rel_l2'))}"
+        )
+    else:
+        words = f"{record.status}: {one_line(record.reason)}"
+    took = "measured before" if kept else f"{record.wall_s:.0f} s"
+    return Text(f"{number} {record.case.id}  {words}  ({took})", style=style)

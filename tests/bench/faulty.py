@@ -1,0 +1,216 @@
+"""Implementations that misbehave, for `--load`: each fault happens for real, in the process of a case."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bench.case import Case
+from bench.implementations import implementation
+
+
+def _from_second_call(model: nn.Module, fault: Callable[[], Any]) -> Callable[[Tensor], Tensor]:
+    calls = 0
+
+    def call(images: Tensor) -> Tensor:
+        nonlocal calls
+        calls += 1
+        if calls > 1:
+            fault()
+        logits: Tensor = model(images)
+        return logits
+
+    return call
+
+
+@implementation("killed")
+def killed(model: nn.Module, _: Case) -> Callable[..., Any]:
+    return _from_second_call(model, lambda: os.kill(os.getpid(), signal.SIGKILL))
+
+
+@implementation("hangs")
+def hangs(model: nn.Module, _: Case) -> Callable[..., Any]:
+    def hang() -> None:
+        # A helper that has left the process group, ignores SIGTERM and would outlive a careless parent.
+        code = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(1000)"
+        helper = subprocess.Popen([sys.executable, "-c", code], start_new_session=True)
+        if "HELPER_PID" in os.environ:
+            Path(os.environ["HELPER_PID"]).write_text(str(helper.pid))
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        time.sleep(1000)
+
+    return _from_second_call(model, hang)
+
+
+@implementation("greedy")
+def greedy(model: nn.Module, _: Case) -> Callable[..., Any]:
+    return _from_second_call(model, lambda: torch.empty(2**50, dtype=torch.uint8))
+
+
+@implementation("fills")
+def fills(model: nn.Module, _: Case) -> Callable[..., Any]:
+    hoard: list[Tensor] = []
+    # Each allocation is small and succeeds; together they pass the memory of the machine.
+    return _from_second_call(model, lambda: [hoard.append(torch.ones(2**28, dtype=torch.uint8)) for _ in range(10**6)])
+
+
+@implementation("breaks")
+def breaks(model: nn.Module, _: Case) -> Callable[..., Any]:
+    def fault() -> None:
+        raise RuntimeError("CUDA error: an illegal memory access; we ran out of patience, not of memory")
+
+    return _from_second_call(model, fault)
+
+
+@implementation("chatty")
+def chatty(model: nn.Module, _: Case) -> Callable[..., Any]:
+    def chat() -> None:
+        os.write(1, b'{"status": "ok", "figures": {}}\n\xff\xfe garbage on standard output\n')
+        os.write(2, b"\x00\x1b[31m garbage on standard error\n")
+
+    return _from_second_call(model, chat)
+
+
+@implementation("unwritten")
+def unwritten(model: nn.Module, _: Case) -> Callable[..., Any]:
+    """Right once; later calls give the same memory back without writing it."""
+    kept: list[Tensor] = []
+
+    def call(images: Tensor) -> Tensor:
+        if not kept:
+            kept.append(model(images))
+        return kept[0]
+
+    return call
+
+
+@implementation("wrong")
+def wrong(model: nn.Module, _: Case) -> Callable[..., Any]:
+    return lambda images: model(images) * 1.01
+
+
+@implementation("wrong_gradient")
+def wrong_gradient(model: nn.Module, _: Case) -> Callable[..., Any]:
+    """Right outputs, a backward pass that is 1 % off."""
+
+    def call(images: Tensor) -> Tensor:
+        logits: Tensor = model(images)
+        return logits + 0.01 * (logits - logits.detach())
+
+    return call
+
+
+@implementation("remembers")
+def remembers(model: nn.Module, _: Case) -> Callable[..., Any]:
+    """Knows an image by its address and gives the answer from before, copied."""
+    answers: dict[int, Tensor] = {}
+
+    def call(images: Tensor) -> Tensor:
+        if images.data_ptr() not in answers:
+            answers[images.data_ptr()] = model(images)
+        return answers[images.data_ptr()].clone()
+
+    return call
+
+
+@implementation("writes_input")
+def writes_input(model: nn.Module, _: Case) -> Callable[..., Any]:
+    def call(images: Tensor) -> Tensor:
+        logits: Tensor = model(images)
+        images.zero_()
+        return logits
+
+    return call
+
+
+@implementation("forgets_statistics")
+def forgets_statistics(model: nn.Module, _: Case) -> Callable[..., Any]:
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = 0.0
+    return model
+
+
+@implementation("one_rank_killed")
+def one_rank_killed(model: nn.Module, _: Case) -> Callable[..., Any]:
+    rank = int(os.environ.get("RANK", "0"))
+    return _from_second_call(model, lambda: os.kill(os.getpid(), signal.SIGKILL) if rank == 1 else time.sleep(0.5))
+
+
+@implementation("overflows")
+def overflows(model: nn.Module, _: Case) -> Callable[..., Any]:
+    """Gradients that pass the largest fp16 number at GradScaler's first scale."""
+
+    class Steep(torch.autograd.Function):
+        @staticmethod
+        def forward(_: Any, x: Tensor) -> Tensor:  # noqa: ANN401
+            return x.clone()
+
+        @staticmethod
+        def backward(_: Any, gradient: Tensor) -> Tensor:  # noqa: ANN401
+            return torch.where(gradient.abs().max() * 4 > 1, gradient * float("inf"), gradient)
+
+    return lambda images: Steep.apply(model(images))
+
+
+@implementation("sleeps")
+def sleeps(_: nn.Module, case: Case) -> Callable[..., Any]:
+    """Nothing but a sleep of 20 ms: what a parent costs while a child works, and what a case costs beyond its steps."""
+    logits = torch.zeros(case.batch, 2, case.height, case.breadth)
+
+    def call(_: Tensor) -> Tensor:
+        time.sleep(0.02)
+        return logits
+
+    return call
+
+
+def _on_rank_1(fault: Callable[[], Any]) -> Callable[[], Any]:
+    return lambda: fault() if os.environ.get("RANK") == "1" else None
+
+
+@implementation("one_rank_raises")
+def one_rank_raises(model: nn.Module, _: Case) -> Callable[..., Any]:
+    def fault() -> None:
+        raise ValueError("this rank has had enough")
+
+    return _from_second_call(model, _on_rank_1(fault))
+
+
+@implementation("one_rank_hangs")
+def one_rank_hangs(model: nn.Module, _: Case) -> Callable[..., Any]:
+    return _from_second_call(model, _on_rank_1(lambda: time.sleep(1000)))
+
+
+@implementation("one_rank_greedy")
+def one_rank_greedy(model: nn.Module, _: Case) -> Callable[..., Any]:
+    return _from_second_call(model, _on_rank_1(lambda: torch.empty(2**50, dtype=torch.uint8)))
+
+
+@implementation("agent_killed")
+def agent_killed(model: nn.Module, _: Case) -> Callable[..., Any]:
+    return _from_second_call(model, _on_rank_1(lambda: os.kill(os.getppid(), signal.SIGKILL)))
+
+
+@implementation("sets_clock_back")
+def sets_clock_back(model: nn.Module, _: Case) -> Callable[..., Any]:
+    """As an NTP daemon does, for all that asks this process's wall clock."""
+    clock, hours = time.time, iter(range(10**9))
+    return _from_second_call(model, lambda: setattr(time, "time", lambda: clock() - 3600 * next(hours)))
+
+
+@implementation("writes_half")
+def writes_half(model: nn.Module, _: Case) -> Callable[..., Any]:
+    def fault() -> None:
+        folder = Path(sys.argv[1])
+        (folder / "outcome.0.json").write_bytes(b'{"status": "ok", "figures": {"p50_ms": 0.0')
+        os._exit(0)
+
+    return _from_second_call(model, fault)

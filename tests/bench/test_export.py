@@ -1,0 +1,285 @@
+import importlib.util
+import json
+import os
+import pickle
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from bench.case import Case
+from bench.picture import picture, source
+from bench.weights import digest
+from unet import UNet
+from unet.checkpoint import load_weights, save_weights
+
+from .conftest import ROOT, TINY, Bench
+
+CASE = Case(**TINY)  # type: ignore[arg-type]
+
+
+def needs(*modules: str) -> pytest.MarkDecorator:
+    lacking = [module for module in modules if importlib.util.find_spec(module) is None]
+    return pytest.mark.skipif(bool(lacking), reason=f"{', '.join(lacking)} not installed")
+
+
+def case(implementation: str, **axes: str | int) -> Case:
+    return msgspec.structs.replace(CASE, implementation=implementation, **axes)
+
+
+def export(bench: Bench, wanted: Case, out: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    return bench.read("export", wanted.id, "--out", str(out), *options)
+
+
+def serve(bench: Bench, folder: Path, given: Path, into: Path) -> subprocess.CompletedProcess[str]:
+    """`serve.py` in a process that has never heard of the export, from another folder."""
+    variables = {**bench.variables, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, str(folder / "serve.py"), str(given), str(into)]
+    return subprocess.run(command, cwd=folder.parent, env=variables, capture_output=True, text=True, check=False)
+
+
+def rel_l2(found: np.ndarray, expected: np.ndarray) -> float:
+    return float(np.linalg.norm(found.astype(float) - expected) / np.linalg.norm(expected.astype(float)))
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, UNet]:
+    torch.manual_seed(0)
+    model = UNet(3, 2, width=4, depth=2)
+    for layer in model.modules():
+        if isinstance(layer, torch.nn.BatchNorm2d):
+            # Statistics that folding must get right.
+            layer.running_mean.uniform_(-0.5, 0.5)  # type: ignore[union-attr]
+            layer.running_var.uniform_(0.5, 2)  # type: ignore[union-attr]
+    model.eval()
+    with torch.no_grad():
+        # Both classes as often as each other on a real picture.
+        logits = model(picture(1, 64, 64)[0])
+        model.outc.conv.bias[1] -= (logits[:, 1] - logits[:, 0]).median()
+    path = tmp_path_factory.mktemp("weights") / "mine.pt"
+    save_weights(model, path)
+    return path, model
+
+
+ENGINES = [
+    pytest.param(case("eager"), (2, 40, 56), marks=pytest.mark.slow),
+    pytest.param(case("folded", layout="nhwc", precision="bf16"), (2, 40, 56), marks=pytest.mark.slow),
+    pytest.param(case("onnx"), (3, 41, 57), marks=[needs("onnxruntime", "onnxscript"), pytest.mark.slow]),
+    pytest.param(case("openvino"), (3, 41, 57), marks=[needs("openvino"), pytest.mark.slow]),
+    pytest.param(case("openvino", precision="amp_bf16"), (3, 41, 57), marks=[needs("openvino"), pytest.mark.slow]),
+    pytest.param(case("aotinductor", precision="amp_bf16", layout="nhwc"), (1, 32, 32), marks=pytest.mark.slow),
+]
+
+
+@pytest.mark.parametrize(("wanted", "shape"), ENGINES, ids=lambda part: part.id if isinstance(part, Case) else "")
+def test_a_bundle_gives_what_eager_gives_in_a_fresh_process_and_refuses_what_it_was_not_made_for(
+    bench: Bench, checkpoint: tuple[Path, UNet], tmp_path: Path, wanted: Case, shape: tuple[int, int, int]
+) -> None:
+    path, model = checkpoint
+    folder = tmp_path / "shipped"
+    told = export(bench, wanted, folder, "--weights", str(path))
+    assert told.returncode == 0, told.stderr
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert (manifest["case"], manifest["weights"]) == (wanted.id, digest(path))
+    assert manifest["files"] == {name: digest(folder / name) for name in manifest["files"]}
+    assert {file.name for file in folder.iterdir()} == {*manifest["files"], "manifest.json", "serve.py"}
+
+    batch, height, width = shape
+    images, _ = picture(batch, height, width)
+    with torch.inference_mode():
+        expected = model(images).numpy()
+    np.save(tmp_path / "in.npy", images.numpy())
+    served = serve(bench, folder, tmp_path / "in.npy", tmp_path / "out.npy")
+    assert served.returncode == 0, served.stderr
+    logits = np.load(tmp_path / "out.npy")
+    assert (logits.dtype, logits.shape) == (np.float32, (batch, 2, height, width))
+    # Another picture than the one it was checked with, so a little more than the tolerance.
+    assert rel_l2(logits, expected) <= 1.5 * manifest["tolerance"]
+
+    good = images.numpy()
+    wrong = {
+        "dtype": (good.astype(np.float64), "TypeError: the image is float64: expected float32"),
+        "channels": (good[:, :2].copy(), "expected (N, 3, H, W)"),
+        "rank": (good[0], "expected (N, 3, H, W)"),
+        "size": (good[:, :, :1].copy(), "ValueError: height is 1: expected"),
+        "layout": (np.asfortranarray(good), "memory is not in the order N, C, H, W"),
+    }
+    if wanted.implementation == "aotinductor":
+        wrong["width"] = (np.zeros((1, 3, 32, 48), np.float32), "ValueError: width is 48: expected 32 to 32")
+    # One process for all: `predict` is what a server would import.
+    code = (
+        f"import sys, pickle; sys.path.insert(0, {str(folder)!r})\n"
+        "import serve\n"
+        "for name, (image, _) in pickle.load(open(sys.argv[1], 'rb')).items():\n"
+        "    serve.run = None  # what comes so far has passed the check\n"
+        "    try: serve.predict(image); print(name, 'passed')\n"
+        "    except Exception as error: print(f'{name} {type(error).__name__}: {error}')\n"
+    )
+    (tmp_path / "wrong.pickle").write_bytes(pickle.dumps(wrong))
+    variables = {**bench.variables, "PYTHONPATH": str(ROOT)}
+    said = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "wrong.pickle")],
+        env=variables,
+        capture_output=True,
+        text=True,
+        check=False,
+    ).stdout.splitlines()
+    assert len(said) == len(wrong)
+    for line, (name, (_, expected_words)) in zip(said, wrong.items(), strict=True):
+        assert line.startswith(f"{name} ")
+        assert expected_words in line
+
+
+@pytest.mark.slow
+def test_an_aotinductor_package_itself_refuses_another_shape(
+    bench: Bench, checkpoint: tuple[Path, UNet], tmp_path: Path
+) -> None:
+    """Behind our own check stands the engine's, which is off unless serve.py switches it on."""
+    folder = tmp_path / "shipped"
+    assert export(bench, case("aotinductor"), folder, "--weights", str(checkpoint[0])).returncode == 0
+    code = (
+        f"import sys; sys.path.insert(0, {str(folder)!r})\n"
+        "import numpy as np, serve\n"
+        "serve.run(np.zeros((1, 3, 32, 32), np.float32)); print('right shape runs')\n"
+        "serve.run(np.zeros((1, 3, 32, 48), np.float32)); print('wrong shape runs')\n"
+    )
+    variables = {name: value for name, value in os.environ.items() if name != "AOTI_RUNTIME_CHECK_INPUTS"}
+    done = subprocess.run([sys.executable, "-c", code], env=variables, capture_output=True, text=True, check=False)
+    assert done.stdout.splitlines() == ["right shape runs"], done.stderr
+    assert "unmatched dim value at 3, expected: 32, but got: 48" in done.stderr
+
+
+@pytest.fixture(scope="module")
+def bundle(
+    tmp_path_factory: pytest.TempPathFactory, fitted_cache: Path, checkpoint: tuple[Path, UNet]
+) -> tuple[Bench, Path]:
+    """One bundle for the tests that only look at it."""
+    folder = tmp_path_factory.mktemp("bundle")
+    bench = Bench(folder, fitted_cache)
+    told = export(bench, CASE, folder / "shipped", "--weights", str(checkpoint[0]))
+    assert told.returncode == 0, told.stderr
+    return bench, folder / "shipped"
+
+
+def test_a_picture_becomes_a_picture_of_classes(
+    bundle: tuple[Bench, Path], checkpoint: tuple[Path, UNet], tmp_path: Path
+) -> None:
+    from skimage import data
+
+    bench, folder = bundle
+    Image.fromarray(data.immunohistochemistry()).save(tmp_path / "in.png")  # type: ignore[no-untyped-call]
+    served = serve(bench, folder, tmp_path / "in.png", tmp_path / "out.png")
+    assert served.returncode == 0, served.stderr
+    with torch.inference_mode():
+        expected = checkpoint[1](torch.tensor(source()[0])[None]).argmax(1)[0].numpy()
+    found = np.asarray(Image.open(tmp_path / "out.png"))
+    assert set(np.unique(found)) == {0, 255}
+    assert ((found == 255) == (expected == 1)).mean() > 0.9999
+
+
+def test_a_folder_that_is_there_stays_as_it_is_unless_told_otherwise(bundle: tuple[Bench, Path]) -> None:
+    bench, folder = bundle
+    before = {file.name: file.read_bytes() for file in folder.iterdir()}
+    told = export(bench, CASE, folder)
+    assert (told.returncode, told.stdout) == (2, "")
+    assert told.stderr.splitlines() == [f"bench: {folder}: is there already; name another folder, or add --replace"]
+    assert {file.name: file.read_bytes() for file in folder.iterdir()} == before
+
+
+def test_only_a_bundle_is_replaced(bundle: tuple[Bench, Path], tmp_path: Path) -> None:
+    from bench.export.bundle import in_the_way
+
+    (tmp_path / "thesis.tex").touch()
+    assert in_the_way(tmp_path, replace=True) == f"{tmp_path}: is no bundle, so it is not replaced; name another folder"
+    assert in_the_way(bundle[1], replace=True) is None
+    assert in_the_way(tmp_path / "new", replace=False) is None
+
+
+@pytest.mark.slow
+def test_a_bundle_gives_way_to_another_when_told_to(bundle: tuple[Bench, Path], tmp_path: Path) -> None:
+    bench, folder = bundle
+    other = tmp_path / "shipped"
+    shutil.copytree(folder, other)
+    (other / "old").touch()
+    told = export(bench, CASE, other, "--replace")
+    assert told.returncode == 0, told.stderr
+    assert {file.name for file in other.iterdir()} == {"weights.pt", "manifest.json", "serve.py"}
+    assert [file.name for file in tmp_path.iterdir()] == ["shipped"]
+
+
+def test_a_file_that_was_changed_since_is_not_served(bundle: tuple[Bench, Path], tmp_path: Path) -> None:
+    bench, folder = bundle
+    copy = tmp_path / "copy"
+    shutil.copytree(folder, copy)
+    with (copy / "weights.pt").open("ab") as file:
+        file.write(b"!")
+    np.save(tmp_path / "in.npy", np.zeros((1, 3, 32, 32), np.float32))
+    served = serve(bench, copy, tmp_path / "in.npy", tmp_path / "out.npy")
+    assert served.returncode == 1
+    assert "weights.pt is not the file that was exported" in served.stderr
+
+
+@pytest.mark.slow
+def test_the_manifest_has_what_a_run_measured_and_where(bench: Bench, tmp_path: Path) -> None:
+    assert bench.measure(CASE).returncode == 0
+    (run,) = bench.runs()
+    told = export(bench, CASE, tmp_path / "shipped", "--run", str(run.path))
+    assert told.returncode == 0, told.stderr
+    assert "not measured" not in told.stdout
+    measured = json.loads((tmp_path / "shipped/manifest.json").read_text())["measured"]
+    assert measured["figures"] == run.records[0].figures
+    assert measured["run"] == run.path.name
+    assert run.header.environment.machine.cpu in measured["conditions"]
+
+
+def test_what_gives_the_wrong_answer_is_not_shipped_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fitted_cache: Path
+) -> None:
+    monkeypatch.setenv("UNET_BENCH_CACHE", str(fitted_cache))
+    from bench import fitted
+    from bench.export import bundle, serve
+    from bench.subject import recipe
+
+    monkeypatch.setattr(serve, "PYTORCH", serve.PYTORCH.replace(".float()", ".float().mul(1.01)"))
+    with pytest.raises(bundle.ExportError, match=r"serve\.py gives logits that are 0\.01 off fp32 eager's"):
+        bundle.write(CASE, tmp_path / "shipped", weights=None, weights_file=fitted.path(recipe(CASE)), measured=None)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("wanted", "expected"),
+    [
+        ("nonsense", "'nonsense' is not possible"),
+        (case("eager", task="train").id, "a training step is nothing to ship"),
+        (case("eager", devices="2cpu").id, "a bundle runs in one process"),
+        (case("onnx", precision="amp_bf16").id, "computes in fp32 on a CPU"),
+        (case("triton", devices="1gpu").id, "no CUDA device"),
+    ],
+    ids=lambda part: part[:30],
+)
+def test_what_cannot_be_shipped_is_refused_in_one_line(
+    bench: Bench, tmp_path: Path, wanted: str, expected: str
+) -> None:
+    bench.variables["CUDA_VISIBLE_DEVICES"] = ""
+    told = bench.read("export", wanted, "--out", str(tmp_path / "shipped"))
+    assert (told.returncode, told.stdout) == (2, "")
+    assert len(told.stderr.splitlines()) == 1
+    assert expected in told.stderr
+    assert not (tmp_path / "shipped").exists()
+
+
+@pytest.mark.slow
+def test_weights_of_the_checkpoint_are_in_the_bundle(
+    bench: Bench, checkpoint: tuple[Path, UNet], tmp_path: Path
+) -> None:
+    path, model = checkpoint
+    assert export(bench, CASE, tmp_path / "shipped", "--weights", str(path)).returncode == 0
+    other = UNet(3, 2, width=4, depth=2)
+    load_weights(other, tmp_path / "shipped/weights.pt")
+    assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), other.state_dict().values(), strict=True))

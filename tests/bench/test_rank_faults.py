@@ -1,0 +1,54 @@
+"""One rank of a case fails, in every way: the case ends in time, the right rank is named, the next case is measured."""
+
+import contextlib
+from collections.abc import Iterator
+
+import psutil
+import pytest
+
+from bench.case import Case
+from bench.processes import MARK
+
+from .conftest import TINY, Bench
+
+pytestmark = pytest.mark.skipif(psutil.cpu_count() == 1, reason="one core")
+LIMIT_S = 100
+
+
+def two_ranks(implementation: str) -> Case:
+    return Case(implementation=implementation, task="train", devices="2cpu", **TINY)  # type: ignore[arg-type]
+
+
+def _left_behind(name: str) -> Iterator[psutil.Process]:
+    """Processes of cases of the run that was called `name`, zombies left out."""
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, OSError):
+            variables = process.environ()
+            alive = process.status() != psutil.STATUS_ZOMBIE
+            if alive and MARK in variables and variables.get("UNET_BENCH_TEST") == name:
+                yield process
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("fault", "status", "reason"),
+    [
+        ("one_rank_raises", "crash", "rank 1: ValueError: this rank has had enough"),
+        ("one_rank_hangs", "timeout", "rank 1 does not answer; rank 0 waited: "),
+        ("one_rank_greedy", "oom", "rank 1: "),
+        ("agent_killed", "crash", "torchrun: the process was killed by SIGKILL"),
+    ],
+)
+def test_a_fault_of_one_rank_is_told_of_that_rank_and_the_next_case_is_measured(
+    bench: Bench, fault: str, status: str, reason: str
+) -> None:
+    bench.variables["UNET_BENCH_TEST"] = str(bench.results)
+    options = ("--time-limit-s", str(LIMIT_S), "--rank-timeout-s", "15")
+    bench.measure(two_ranks(fault), Case(**TINY), options=options)  # type: ignore[arg-type]
+    found = bench.records()
+    assert found[fault].reason.startswith(reason)
+    assert found[fault].status == status
+    assert found[fault].figures == {}
+    assert found[fault].wall_s < LIMIT_S
+    assert found["eager"].status == "ok"
+    assert not list(_left_behind(str(bench.results)))

@@ -1,0 +1,320 @@
+from collections.abc import Callable, Sequence
+from datetime import timedelta
+from pathlib import Path
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bench.case import AXES, Case, parse_id
+from bench.readings import Ceiling
+from bench.recommend.ahead import ahead
+from bench.recommend.decide import Decision, decide
+from bench.recommend.evidence import SCATTER, Evidence, questions, weigh
+from bench.recommend.limits import OPTION, Limits
+from bench.results import Header, Record, Run, Status
+
+from .conftest import MACHINE
+from .evidence import NOON, case, record
+
+MakeRecord = Callable[..., Record]
+
+
+@pytest.fixture
+def evidence(header: Header) -> Callable[..., list[Evidence]]:
+    return lambda *records, percentile=50: _evidence(header, [records], percentile)
+
+
+def _evidence(header: Header, runs: Sequence[Sequence[Record]], percentile: int = 50) -> list[Evidence]:
+    found = [
+        Run(path=Path(f"{number}.jsonl"), header=_later(header, number), records=tuple(records))
+        for number, records in enumerate(runs)
+    ]
+    (measured,) = questions(found).values()
+    return weigh(measured, percentile)
+
+
+def _later(header: Header, hours: int) -> Header:
+    env = header.environment
+    return msgspec.structs.replace(
+        header, environment=msgspec.structs.replace(env, time=env.time + timedelta(hours=hours))
+    )
+
+
+def won(decision: Decision) -> str:
+    assert decision.winner is not None
+    return parse_id(decision.winner.id).implementation
+
+
+def why(decision: Decision) -> dict[str, str]:
+    return {parse_id(loser.id).implementation: loser.why for loser in decision.losers}
+
+
+@pytest.mark.parametrize("status", ["inaccurate", "oom", "timeout", "crash", "unsupported"])
+def test_a_case_that_is_not_ok_never_wins_however_fast(evidence: Callable[..., list[Evidence]], status: Status) -> None:
+    found = decide(evidence(record(case(), p50=10.0), record(case("compile"), status, p50=0.001)), Limits())
+    assert won(found) == "eager"
+    assert why(found) == {"compile": "failed"}
+    assert found.losers[0].reason == f"{status}: for a reason"
+
+
+def test_a_failure_in_one_run_counts_more_than_success_in_another(header: Header) -> None:
+    fast, slow = case("compile"), case()
+    runs = [[record(fast, "crash")], [record(fast, p50=1.0), record(slow)]]
+    assert won(decide(_evidence(header, runs), Limits())) == "eager"
+
+
+def test_a_disturbed_winner_says_so(evidence: Callable[..., list[Evidence]]) -> None:
+    found = decide(evidence(record(case(), disturbed=True)), Limits())
+    assert found.winner is not None
+    assert any(caveat.startswith("disturbed") for caveat in found.winner.caveats)
+
+
+def test_overlapping_intervals_are_a_tie_and_apart_ones_are_not(evidence: Callable[..., list[Evidence]]) -> None:
+    close = decide(evidence(record(case(), p50=10.0), record(case("compile"), p50=10.5)), Limits())
+    assert [parse_id(tie.id).implementation for tie in close.ties] == ["compile"]
+    assert why(close) == {}
+    apart = decide(evidence(record(case(), p50=10.0), record(case("compile"), p50=12.0)), Limits())
+    assert (apart.ties, why(apart)) == ((), {"compile": "dominated"})
+    wide = decide(evidence(record(case(), p50=10.0, width=1.5), record(case("compile"), p50=12.0, width=1.5)), Limits())
+    assert len(wide.ties) == 1
+
+
+def test_two_processes_know_better_than_one(header: Header) -> None:
+    one, other = case(), case("compile")
+    once = [[record(one, p50=10.0), record(other, p50=10.3)]]
+    assert decide(_evidence(header, once), Limits()).ties
+    twice = [*once, [record(one, p50=10.05), record(other, p50=10.35)]]
+    found = _evidence(header, twice)
+    assert not decide(found, Limits()).ties
+    (mine,) = (each for each in found if each.case == one)
+    interval = mine.estimates["latency"]
+    assert (interval.low, interval.value, interval.high) == pytest.approx((10.0, 10.025, 10.05))
+    alone = _evidence(header, once)[0].estimates["latency"]
+    assert (alone.low, alone.high) == pytest.approx((10.0 * (1 - SCATTER), 10.0 * (1 + SCATTER)))
+
+
+def test_records_of_older_sources_are_another_program(header: Header) -> None:
+    env = msgspec.structs.replace(header.environment, source_hash="0" * 64, time=NOON - timedelta(days=1))
+    old = Run(
+        path=Path("old"),
+        header=msgspec.structs.replace(header, environment=env),
+        records=(record(case("compile"), p50=1.0), record(case(), p50=50.0)),
+    )
+    new = Run(path=Path("new"), header=header, records=(record(case("compile"), p50=20.0), record(case(), p50=10.0)))
+    (measured,) = questions([new, old]).values()
+    assert won(decide(weigh(measured, 50), Limits())) == "eager"
+
+
+def test_unlike_networks_machines_sizes_and_tasks_are_never_compared(header: Header) -> None:
+    records = (
+        record(case()),
+        record(case(upsampling="bilinear")),
+        record(case(size="512x512")),
+        record(case(task="train")),
+        record(case(width=32)),
+        record(case(modification="vector")),
+        record(case(batch=8, layout="nhwc", threads=1, devices="2cpu")),
+    )
+    run = Run(path=Path("x"), header=header, records=records)
+    other = msgspec.structs.replace(MACHINE, cpu="Intel Xeon")
+    env = msgspec.structs.replace(header.environment, machine=other)
+    elsewhere = Run(path=Path("y"), header=msgspec.structs.replace(header, environment=env), records=records[:1])
+    found = questions([run, elsewhere])
+    assert sorted(map(len, found.values())) == [1, 1, 1, 1, 1, 1, 2]
+
+
+def test_a_limit_that_is_broken_is_named_with_how_much(evidence: Callable[..., list[Evidence]]) -> None:
+    found = decide(
+        evidence(record(case(), p50=10.0), record(case("compile"), p50=5.0, peak_memory_mib=900.0)),
+        Limits(max_memory_mib=800),
+    )
+    assert won(found) == "eager"
+    assert found.losers[0].why == "limit"
+    assert found.losers[0].reason == "memory 900 MiB, limit 800 MiB, 1.12 times as much"
+
+
+def test_a_limit_kept_by_the_estimate_and_not_by_its_interval_is_said(evidence: Callable[..., list[Evidence]]) -> None:
+    found = decide(evidence(record(case(), p50=10.0, width=2.0)), Limits(max_latency_ms=11))
+    assert found.winner is not None
+    assert "latency may break its limit: 12.0 ms is possible, 11 is allowed" in found.winner.caveats
+
+
+def test_a_percentile_that_was_not_recorded_is_not_made_up(evidence: Callable[..., list[Evidence]]) -> None:
+    found = decide(
+        evidence(record(case(), wall_step_ms=10.0), percentile=99), Limits(max_latency_ms=100, percentile=99)
+    )
+    assert found.winner is None
+    assert found.losers[0].why == "unjudged"
+    assert found.losers[0].reason == (
+        "p99 is not recorded, 50 samples of the 200 it needs: measure it with --measure-s 4"
+    )
+
+
+def test_agreement_that_means_nothing_keeps_no_limit_on_agreement(evidence: Callable[..., list[Evidence]]) -> None:
+    found = decide(evidence(record(case(), agreement_meaningful=False)), Limits(min_agreement=0.9))
+    assert found.winner is None
+    assert found.losers[0].why == "unjudged"
+
+
+def test_agreement_is_rounded_down(evidence: Callable[..., list[Evidence]]) -> None:
+    assert decide(evidence(record(case(), class_agreement=0.99999)), Limits(min_agreement=1.0)).winner is None
+
+
+def test_where_nothing_fits_the_smallest_relaxation_comes_first(evidence: Callable[..., list[Evidence]]) -> None:
+    records = (
+        record(case(), p50=10.0, peak_memory_mib=900.0),
+        record(case("compile"), p50=21.0, peak_memory_mib=700.0),
+    )
+    found = decide(evidence(*records), Limits(max_latency_ms=20, max_memory_mib=750))
+    assert [(one.option, one.given, one.to) for one in found.relax] == [
+        ("--max-latency-ms", 20.0, 21.0),
+        ("--max-memory-mib", 750.0, 900.0),
+    ]
+
+
+def test_where_no_single_limit_is_enough_all_that_the_nearest_breaks_is_said(
+    evidence: Callable[..., list[Evidence]],
+) -> None:
+    found = decide(
+        evidence(record(case(), p50=30.0, peak_memory_mib=900.0)), Limits(max_latency_ms=20, max_memory_mib=750)
+    )
+    assert found.relax == ()
+    assert [(one.option, one.to) for one in found.together] == [("--max-latency-ms", 30.0), ("--max-memory-mib", 900.0)]
+
+
+def test_a_compiler_pays_off_after_as_many_images_as_its_start_costs(evidence: Callable[..., list[Evidence]]) -> None:
+    slow = record(case(), p50=20.0, load_ms=100.0, first_call_ms=100.0)
+    fast = record(case("compile"), p50=10.0, load_ms=100.0, first_call_ms=20_095.0)
+    even = decide(evidence(slow, fast), Limits()).break_even
+    assert even is not None
+    assert even.images == 2000  # 19,995 ms at 10 ms an image saved, rounded up
+    assert even.against == slow.case.id
+
+
+def test_an_artefact_starts_as_soon_as_it_is_loaded(evidence: Callable[..., list[Evidence]]) -> None:
+    (one,) = evidence(record(case(), load_ms=30_000.0, artefact_load_ms=50.0, first_call_ms=10.0))
+    assert one.start_ms == 60.0
+
+
+FIGURES = st.fixed_dictionaries(
+    {
+        "p50": st.floats(1, 100),
+        "width": st.floats(0, 0.5),
+        "peak_memory_mib": st.sampled_from([500.0, 600.0, 700.0, 800.0]),
+        "class_agreement": st.sampled_from([0.99, 0.999, 0.9999, 1.0]),
+        "first_call_ms": st.floats(1, 1e5),
+    }
+)
+STATUSES = st.sampled_from(["ok", "ok", "ok", "inaccurate", "oom"])
+CASES = [
+    case(name, precision, batch)
+    for name in ("eager", "compile")
+    for precision in ("fp32", "amp_bf16")
+    for batch in (1, 4)
+]
+RECORDS = st.lists(st.sampled_from(CASES), min_size=1, unique=True).flatmap(
+    lambda cases: st.tuples(*(st.builds(lambda s, f, c=c: record(c, s, **f), STATUSES, FIGURES) for c in cases))
+)
+LIMITS = st.builds(
+    Limits,
+    max_latency_ms=st.none() | st.floats(1, 100),
+    max_memory_mib=st.none() | st.sampled_from([550.0, 650.0, 750.0]),
+    min_agreement=st.none() | st.sampled_from([0.995, 0.9995]),
+    objective=st.sampled_from(["throughput", "latency", "memory"]),
+)
+
+
+def _decided(records: Sequence[Record], limits: Limits) -> Decision:
+    header = msgspec.convert(
+        {
+            "environment": {
+                "machine": msgspec.to_builtins(MACHINE),
+                "commit": "0" * 40,
+                "dirty": False,
+                "source_hash": "f" * 64,
+                "load_average": [0, 0, 0],
+                "time": NOON,
+            },
+            "settings": {},
+            "preset": "quick",
+        },
+        Header,
+    )
+    return decide(_evidence(header, [records]), limits)
+
+
+@given(RECORDS, LIMITS)
+def test_every_case_is_told_of_exactly_once_and_the_winner_keeps_every_limit(
+    records: Sequence[Record], limits: Limits
+) -> None:
+    found = _decided(records, limits)
+    winner = [found.winner.id] if found.winner else []
+    told = [*winner, *(one.id for one in found.ties), *(one.id for one in found.losers)]
+    assert sorted(told) == sorted(record.case.id for record in records)
+    by_id = {record.case.id: record for record in records}
+    for one in [*winner, *(tie.id for tie in found.ties), *(standing.id for standing in found.front)]:
+        assert by_id[one].status == "ok"
+        figures = by_id[one].figures
+        assert limits.max_latency_ms is None or figures["p50_ms"] <= limits.max_latency_ms
+        assert limits.max_memory_mib is None or figures["peak_memory_mib"] <= limits.max_memory_mib
+        assert limits.min_agreement is None or figures["class_agreement"] >= limits.min_agreement
+    # The best in the objective is on the front, or equal to one that is.
+    assert bool(found.front) == bool(winner)
+
+
+@given(RECORDS, LIMITS, st.randoms())
+def test_the_order_of_the_records_decides_nothing(records: Sequence[Record], limits: Limits, random: object) -> None:
+    shuffled = list(records)
+    random.shuffle(shuffled)  # type: ignore[attr-defined]
+    one, other = _decided(records, limits), _decided(shuffled, limits)
+    value = [found.winner.figures[limits.objective] if found.winner else None for found in (one, other)]
+    assert value[0] == value[1]
+    assert {standing.id for standing in one.front} == {standing.id for standing in other.front}
+
+
+@given(RECORDS, LIMITS)
+def test_a_relaxation_that_is_told_lets_its_case_in(records: Sequence[Record], limits: Limits) -> None:
+    found = _decided(records, limits)
+    fields = {"latency": "max_latency_ms", "memory": "max_memory_mib", "agreement": "min_agreement"}
+    field = {option: fields[quantity] for quantity, option in OPTION.items() if quantity in fields}
+    for one in found.relax:
+        again = _decided(records, msgspec.structs.replace(limits, **{field[one.option]: one.to}))
+        assert again.winner is not None
+        assert one.id not in {loser.id for loser in again.losers if loser.why == "limit"}
+    if found.together:
+        relaxed = {field[one.option]: one.to for one in found.together}
+        assert _decided(records, msgspec.structs.replace(limits, **relaxed)).winner is not None
+
+
+def test_what_was_not_measured_is_named_the_likest_to_the_best_first() -> None:
+    best = case("compile", "amp_bf16")
+    found = ahead(Case(), [case(), best], MACHINE, axes={}, best=best)
+    apart = [sum(getattr(one, name) != getattr(best, name) for name in AXES) for one in found.cases]
+    assert apart == sorted(apart)
+    assert case("compile", "amp_bf16", layout="nhwc") in found.cases
+    assert not {case(), best} & set(found.cases)
+    assert found.absent["triton"] == "no CUDA device"
+
+
+def test_what_was_not_measured_keeps_to_what_the_person_allows() -> None:
+    axes = {"precision": ("fp32",), "layout": ("nchw",), "task": ("infer",), "batch": (4,)}
+    found = ahead(Case(), [case()], MACHINE, axes=axes, best=case(), larger=True)
+    assert {(one.precision, one.layout, one.batch) for one in found.cases} == {("fp32", "nchw", 4)}
+
+
+def test_for_throughput_a_larger_batch_and_a_further_device_may_win() -> None:
+    found = ahead(Case(), [case()], MACHINE, axes={}, best=case(), larger=True)
+    assert {case(batch=2), case(devices="2cpu")} <= set(found.cases)
+    assert not {case(batch=2), case(devices="2cpu")} & set(ahead(Case(), [case()], MACHINE, axes={}, best=case()).cases)
+
+
+def test_a_roofline_is_told_of_only_where_the_run_has_ceilings(header: Header) -> None:
+    one = record(case(), p50=100.0, gflop=50.0, gbyte=1.0)
+    (bare,) = _evidence(header, [[one]])
+    assert bare.shares == {}
+    # 50 GFLOP in 0.1 s are 0.5 TFLOP/s; 1 GB in 0.1 s are 10 GB/s.
+    ceiling = Ceiling(device="cpu", threads=2, precision="fp32", tflop_per_s=2.0, gb_per_s=40.0)
+    (with_ceilings,) = _evidence(msgspec.structs.replace(header, ceilings=(ceiling,)), [[one]])
+    assert with_ceilings.shares == pytest.approx({"mfu": 0.25, "bandwidth_share": 0.25})

@@ -1,0 +1,176 @@
+"""What the compiler makes of the shipped settings for GPUs that are not here: no spills, tensor cores, it fits."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from typing import Any
+
+import pytest
+import torch
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource, make_backend
+from triton.runtime.jit import create_function_from_signature
+
+import kernels
+from kernels import KERNELS, conv_transpose, convolve, passes, resources
+from kernels.convolve import compilation
+from kernels.inspection import SHARED_KIB, as_compiled, compile_ahead, inspect, shared_limit
+from kernels.problem import Problem, Settings
+from kernels.resources import TARGETS, capability_of
+from kernels.settings import settings_for
+from kernels.unet_layers import unet_layers
+
+
+@pytest.fixture
+def a_few_layers(monkeypatch: pytest.MonkeyPatch) -> None:
+    few = tuple(dataclasses.replace(kernel, layers=kernel.layers[:2]) for kernel in KERNELS)
+    monkeypatch.setattr(kernels, "KERNELS", few)
+
+
+@pytest.mark.parametrize("target", ["sm_80", "sm_90"])
+@pytest.mark.usefixtures("a_few_layers")
+def test_a_few_layers_compile_well(target: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    compile_well(target, monkeypatch)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("target", TARGETS)
+def test_every_layer_compiles_well(target: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    compile_well(target, monkeypatch)
+
+
+def compile_well(target: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRITON_INTERPRET", "1")  # must not reach the compiling processes
+    done: list[tuple[int, int]] = []
+    rows = resources.rows([target], progress=lambda *counts: done.append(counts))
+    assert len(rows) == sum(len(kernel.layers) for kernel in kernels.KERNELS)
+    assert len({(row.kernel, row.target, row.config) for row in rows}) == len(rows)
+    assert max(done) == (len(done), len(done))
+    assert [row for row in rows if row.spill_bytes] == []
+    assert [row for row in rows if row.shared_bytes > row.shared_limit_bytes] == []
+    convolve = {kernel.name for kernel in KERNELS if kernel.flops(kernel.layers[0])}
+    assert [r for r in rows if r.kernel in convolve and not r.tensor_core and "fp32" not in r.config] == []
+    assert all(row.registers <= 255 and row.instructions > 100 for row in rows)
+    by_descriptor = [row for row in rows if "| tma" in row.config]
+    assert all(row.async_copies for row in by_descriptor)
+    assert bool(by_descriptor) is (capability_of(target) >= 90)
+
+
+def test_a_spill_would_be_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    problem = Problem(batch=1, height=64, width=64, in_channels=128, out_channels=128, precision="tf32")
+    cut = Settings(family="pointer", rows=8, columns=16, out_block=128, in_block=32, warps=4, stages=3)
+    assert inspect(compilation(problem, cut), 80).spill_bytes > 0
+    without_tensor_cores = Problem(batch=1, height=64, width=64, in_channels=128, out_channels=128, precision="fp32")
+    small = Settings(family="pointer", rows=8, columns=8, out_block=64, in_block=16, warps=8, stages=2)
+    assert inspect(compilation(without_tensor_cores, small), 80).tensor_core == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "fused", "capability"),
+    [
+        ("conv_bn_relu", (2, 16, 32, 64, 64, "bf16"), {}, 90),
+        ("conv_bn_relu", (1, 17, 33, 3, 64, "fp16"), {}, 90),
+        ("conv_bn_relu", (2, 16, 32, 64, 1, "tf32"), {}, 80),
+        ("conv_bn_relu", (1, 16, 32, 64, 64, "bf16"), {"second_channels": 32}, 90),
+        ("conv_bn_relu", (1, 16, 32, 64, 64, "bf16"), {"second_channels": 32}, 80),
+        ("conv_bn_relu", (1, 16, 32, 64, 64, "bf16"), {"second_channels": 32, "upsample": True}, 90),
+        ("conv_bn_relu", (1, 16, 32, 64, 64, "bf16"), {"classes": 2}, 90),
+        ("conv_bn_relu_pool", (1, 16, 32, 64, 64, "bf16"), {"pool": True}, 90),
+        ("conv_bn_relu_pool", (1, 17, 33, 64, 64, "bf16"), {"pool": True}, 80),
+        ("conv_transpose", (2, 16, 32, 64, 32, "bf16"), {}, 90),
+        ("conv_transpose", (2, 16, 32, 64, 1, "bf16"), {}, 80),
+        ("conv_moments", (2, 16, 32, 64, 64, "bf16"), {}, 90),
+        ("conv_moments", (1, 17, 33, 3, 64, "bf16"), {}, 80),
+        ("norm_relu", (2, 16, 32, 64, 64, "bf16"), {"pool": True}, 90),
+        ("norm_relu_sums", (2, 16, 32, 64, 64, "bf16"), {"pool": True}, 90),
+        ("norm_relu_gradient", (2, 17, 33, 8, 8, "bf16"), {}, 80),
+        ("conv_gradient", (2, 16, 32, 64, 32, "bf16"), {}, 90),
+    ],
+    ids=str,
+)
+def test_what_is_compiled_ahead_is_what_a_launch_compiles(
+    name: str,
+    shape: tuple[object, ...],
+    fused: dict[str, object],
+    capability: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (kernel,) = (kernel for kernel in KERNELS if kernel.name == name)
+    names = [field.name for field in dataclasses.fields(Problem)]
+    problem = Problem(**dict(zip(names, shape, strict=False)), **fused)
+    cut = kernel.settings(problem, capability)
+    launched: list[tuple[Any, ...]] = []
+    for module in (convolve, conv_transpose, passes):
+        monkeypatch.setattr(
+            module, "launch", lambda kernel, _grid, _device, *a, **options: launched.append((kernel, a, options))
+        )
+    kernel.launcher(kernel.inputs(problem, torch.device("cpu"), torch.Generator()), problem, cut)()
+    ((function, arguments, options),) = launched
+    backend = make_backend(GPUTarget("cuda", capability, 32))
+    bound, specialization, rest = create_function_from_signature(function.signature, function.params, backend)(
+        *arguments, **options
+    )
+    made, types, constants, attributes = function._pack_args(backend, options, bound, specialization, rest)
+    ahead = kernel.compilation(problem, cut)
+    names = function.arg_names
+    assert types == {name: ahead.types.get(name, "constexpr") for name in names}
+    assert {names[path[0]]: value for path, value in constants.items()} == ahead.constants
+    assert {names[path[0]] for path, value in attributes.items() if value} == set(ahead.aligned)
+    assert (made.num_warps, made.num_stages) == (ahead.warps, ahead.stages)
+    # So a launch compiles nothing that was compiled ahead: Triton's disk cache names both alike.
+    mine, options = as_compiled(ahead)
+    assert mine.hash() == ASTSource(function, types, constants, attributes).hash()
+    assert backend.parse_options(options).hash() == made.hash()
+
+
+@pytest.mark.parametrize("family", ["tma", "pointer"])
+def test_nan_survives_the_relu_in_the_machine_s_own_words(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    # The interpreter's maximum keeps NaN in any case; the GPU's does where it is told.
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    problem = Problem(batch=1, height=64, width=64, in_channels=64, out_channels=64, precision="bf16")
+    ptx = compile_ahead(compilation(problem, settings_for(problem, 90, family=family)), 90).asm["ptx"]
+    assert "max.NaN.f32" in ptx
+    assert "max.f32" not in ptx
+
+
+@pytest.mark.parametrize(
+    "layer", [layer for layer in unet_layers(batch=16) if layer.in_channels > 3 and not layer.upsample], ids=str
+)
+def test_wgmma_takes_both_operands_from_shared_memory(layer: Problem, monkeypatch: pytest.MonkeyPatch) -> None:
+    # One that goes through registers costs 16 of them and a load a step; a dimension of size 1 in the wrong place of a
+    # descriptor's block is enough.
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    ptx = compile_ahead(compilation(layer, settings_for(layer, 90)), 90).asm["ptx"]
+    multiplications = [line for line in ptx.splitlines() if "wgmma.mma_async" in line]
+    assert multiplications
+    assert all(re.search(r"\}, %rd\d+, %rd\d+,", line) for line in multiplications)
+
+
+def test_one_kernel_by_name() -> None:
+    with pytest.raises(
+        ValueError, match="no kernel is called 'nothing'; there are: conv_bn_relu, conv_bn_relu_pool, conv_transpose, "
+    ):
+        resources.rows(["sm_90"], "nothing")
+
+
+@pytest.mark.parametrize("target", ["90", "sm90", "sm_x", "hopper"])
+def test_a_target_is_written_as_nvidia_writes_it(target: str) -> None:
+    with pytest.raises(ValueError, match="a target is written sm_80"):
+        resources.rows([target])
+
+
+def test_what_does_not_compile_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    problem = Problem(batch=1, height=64, width=64, in_channels=64, out_channels=64, precision="bf16")
+    cut = Settings(family="pointer", rows=8, columns=16, out_block=64, in_block=64, warps=4, stages=3)
+    broken = compilation(problem, cut)
+    broken.types.pop("height")
+    with pytest.raises(Exception, match="height"):
+        inspect(broken, 80)
+
+
+def test_an_unknown_gpu_is_held_to_the_smallest_shared_memory() -> None:
+    assert shared_limit(200) == 1024 * min(SHARED_KIB.values())
+    assert shared_limit(90) == 232448
