@@ -50,18 +50,29 @@ def checked_out(repository: Path, ref: str | None) -> Iterator[Side]:
     with tempfile.TemporaryDirectory(prefix="unet-bench-gate-") as folder:
         root = Path(folder) / commit[:12]
         try:
-            _git(repository, "worktree", "add", "--detach", "--force", str(root), commit, check=True)
-        except subprocess.CalledProcessError as error:
-            raise UsageError(f"git cannot check out {ref!r}: {error.stderr.strip()}") from error
-        try:
+            try:
+                _git(repository, "worktree", "add", "--detach", "--force", str(root), commit, check=True)
+            except subprocess.CalledProcessError as error:
+                raise UsageError(f"git cannot check out {ref!r}: {error.stderr.strip()}") from error
             yield Side(ref=ref, commit=commit, root=str(root))
         finally:
+            # Of a worktree that never came to be this removes nothing, and git's complaint is not heard.
             _git(repository, "worktree", "remove", "--force", str(root))
 
 
 def _git(repository: Path, *arguments: str, check: bool = False) -> str:
     command = ["git", "-C", str(repository), *arguments]
     try:
-        return subprocess.run(command, capture_output=True, text=True, check=check).stdout  # noqa: S603 (git, no shell)
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)  # noqa: S603 (git, no shell)
     except FileNotFoundError:
         raise UsageError("the gate compares commits, and there is no git here: install it") from None
+    with process:
+        try:
+            output, complaint = process.communicate()
+        except KeyboardInterrupt:
+            # Killed halfway, it would leave a worktree locked as "initializing", which nothing removes.
+            process.wait()
+            raise
+    if check and process.returncode:
+        raise subprocess.CalledProcessError(process.returncode, command, output, complaint)
+    return output

@@ -166,6 +166,25 @@ def test_an_order_to_end_leaves_no_worktree_and_no_process(toy: Toy) -> None:
     assert not any(worker.is_running() and worker.status() != psutil.STATUS_ZOMBIE for worker in workers)
 
 
+def test_an_order_to_end_while_git_still_checks_out_leaves_no_worktree(toy: Toy, tmp_path: Path) -> None:
+    toy.commit()
+    hook, begun = toy.root / ".git/hooks/post-checkout", tmp_path / "begun"
+    hook.parent.mkdir(exist_ok=True)
+    hook.write_text(f"#!/bin/sh\ntouch {begun}\nsleep 2\n")
+    hook.chmod(0o755)
+    process = subprocess.Popen([sys.executable, "-c", ENDLESS, str(toy.root)], cwd=ROOT, start_new_session=True)
+    try:
+        deadline = time.monotonic() + 120
+        while not begun.exists():
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        process.send_signal(signal.SIGTERM)
+        process.wait(60)
+    finally:
+        process.kill()
+    assert toy.git("worktree", "list").count("\n") == 1
+
+
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
