@@ -8,6 +8,9 @@ nox.needs_version = ">=2025.5.1"
 nox.options.sessions = ["lint", "tests"]
 nox.options.default_venv_backend = "virtualenv"
 
+# Side by side, since most of the tests wait for processes they have started.
+FAST = ["-m", "not slow", "-n", "logical", "--maxprocesses", "4"]
+
 
 def _install(session: nox.Session, *groups: str, extras: str = "") -> None:
     """The project as one edits it, with dependency groups, in the versions that were tested together."""
@@ -33,9 +36,7 @@ def gate(session: nox.Session) -> None:
 def tests(session: nox.Session) -> None:
     """Run the tests without those marked slow, unless told otherwise."""
     _install(session, "test", extras="[onnx,openvino,report]")
-    # Side by side, since most of them wait for processes they have started.
-    chosen = session.posargs or ["-m", "not slow", "-n", "logical", "--maxprocesses", "4"]
-    session.run("python", "-m", "pytest", *chosen)
+    session.run("python", "-m", "pytest", *(session.posargs or FAST))
 
 
 @nox.session
@@ -50,7 +51,7 @@ def triton36(session: nox.Session) -> None:
     """The kernels' tests once more with the oldest supported triton, whose interpreter wants an older numpy."""
     _install(session, "test")
     session.install("triton==3.6.0", "numpy<2.4")
-    session.run("python", "-m", "pytest", "tests/kernels", *(session.posargs or ["-m", "not slow"]))
+    session.run("python", "-m", "pytest", "tests/kernels", *(session.posargs or FAST))
 
 
 @nox.session

@@ -139,7 +139,7 @@ def browser(folder: Path) -> Iterator[Browser]:
     with (folder.parent / f"{folder.name}.log").open("wb") as log:
         process = subprocess.Popen(
             command,
-            preexec_fn=wire,  # noqa: PLW1509 (one thread)
+            preexec_fn=wire,  # noqa: PLW1509 (it takes no lock)
             close_fds=False,
             stdout=log,
             stderr=log,

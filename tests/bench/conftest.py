@@ -56,7 +56,7 @@ class Bench:
             env=self.variables,
             stdout=subprocess.PIPE,
             text=True,
-            preexec_fn=_default_signals,  # noqa: PLW1509 (one thread)
+            preexec_fn=_default_signals,  # noqa: PLW1509 (it takes no lock)
         )
         try:
             yield process

@@ -385,8 +385,8 @@ def test_a_fast_cold_start_is_faster(tmp_path: Path) -> None:
     save_weights(UNet(3, 2), path)
 
     def seconds(*, fast: bool) -> float:
-        start = time.perf_counter()
+        start = time.process_time()
         construct(lambda: UNet(3, 2), path, fast=fast)
-        return time.perf_counter() - start
+        return time.process_time() - start
 
     assert min(seconds(fast=True) for _ in range(3)) < min(seconds(fast=False) for _ in range(3)) / 2
