@@ -15,8 +15,9 @@ from bench.results import Settings
 from bench.strategies import unexchanged
 from bench.subject import Subject
 
+# Of what is measured in turns; where a step takes seconds, fewer, but always enough for a median.
 ROUNDS = 6
-BACKWARD_STEPS = 5
+FEWEST = 3
 MIB = 2**20
 
 
@@ -46,7 +47,7 @@ class Exchange(Metric):
 
     def measure(self, subject: Subject, settings: Settings) -> Found:
         """Check first that the ranks have stayed together; then let them go apart, and bring them together again."""
-        found = _training(subject) if subject.network is not None else Found()
+        found = _training(subject, settings) if subject.network is not None else Found()
         # Statistics that ranks take together let none of them step alone.
         if subject.group.size > 1 and subject.case.batchnorm == "local":
             found |= _shares(subject, settings)
@@ -55,13 +56,18 @@ class Exchange(Metric):
         return found
 
 
-def _training(subject: Subject) -> Found:
+def _rounds(round_s: float, settings: Settings) -> int:
+    return max(FEWEST, min(ROUNDS, int(settings.measure_s / round_s)))
+
+
+def _training(subject: Subject, settings: Settings) -> Found:
     network = subject.network
     if network is None:
         return Found()
-    backward_ms = median(_backward_ms(subject) for _ in range(BACKWARD_STEPS))
+    backward = [_backward_ms(subject)]
+    backward += [_backward_ms(subject) for _ in range(1, _rounds(backward[0] / 1000, settings))]
     gradients = [parameter.grad for parameter in network.parameters() if parameter.grad is not None]
-    found = Found(gradient_mib=sum(gradient.nbytes for gradient in gradients) / MIB, backward_ms=backward_ms)
+    found = Found(gradient_mib=sum(gradient.nbytes for gradient in gradients) / MIB, backward_ms=median(backward))
     if subject.group.size > 1:
         digests = subject.group.gather([_digest(parameter) for parameter in network.parameters()])
         found["ranks_agree"] = all(digest == digests[0] for digest in digests)
@@ -104,8 +110,10 @@ def _shares(subject: Subject, settings: Settings) -> Found:
     apart()
     step_s = _took_ms(subject, apart) / 1000
     steps = group.agree(max(1, math.ceil(settings.measure_s / 2 / (3 * ROUNDS) / step_s)))
+    # A round is three times so many, and the two between.
+    rounds = group.agree(_rounds((3 * steps + 2) * step_s, settings))
     alone, compute, exchanged = [], [], []
-    for _ in range(ROUNDS):
+    for _ in range(rounds):
         group.gather(None)
         if group.rank == 0:
             alone.append(_steps_ms(subject, apart, steps))
