@@ -21,6 +21,7 @@ class RealGate(msgspec.Struct, frozen=True, kw_only=True):
     """One gate on a machine.
 
     Args:
+        commit: whose code was compared with itself.
         word: the verdict on the time of its one case.
         self_word: that of base against itself.
         change: the estimate, as a share.
@@ -32,6 +33,7 @@ class RealGate(msgspec.Struct, frozen=True, kw_only=True):
         load_average: over one minute, before and after.
     """
 
+    commit: str
     word: Word
     self_word: Word
     change: float
@@ -48,7 +50,6 @@ class RealGates(msgspec.Struct, frozen=True, kw_only=True):
 
     Args:
         machine: where.
-        commit: whose code was compared with itself.
         case: id.
         started: when the first began, UTC.
         identical: gates of identical code.
@@ -58,7 +59,6 @@ class RealGates(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     machine: Machine
-    commit: str
     case: str
     started: datetime
     identical: tuple[RealGate, ...] = ()
@@ -129,10 +129,11 @@ def _notes(real: Iterable[RealGates]) -> Iterator[str]:
     for one in real:
         gates = (*one.identical, *one.slowed)
         loads = [load for gate in gates for load in gate.load_average]
+        commits = ", ".join(dict.fromkeys(gate.commit[:7] for gate in gates))
         each = [failed for gate in one.identical for failed in gate.naive_each]
         fired = sum(gate.self_word in {"SLOWER", "FASTER"} for gate in one.identical)
         yield (
-            f"\nReal: `{one.case}`, commit {one.commit[:7]} against itself, {one.started:%Y-%m-%d}; load average "
+            f"\nReal: `{one.case}`, each commit against itself ({commits}), {one.started:%Y-%m-%d}; load average "
             f"{min(loads):.1f} to {max(loads):.1f} on {one.machine.cores} cores; A/A fired in {fired} of "
             f"{len(one.identical)}. `median:5%` would have failed {sum(each)} of {len(each)} single trials of "
             f"identical code, and these flatter it: base and head are interleaved in one process there, which its own "
