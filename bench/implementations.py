@@ -10,7 +10,7 @@ import importlib
 import sys
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import msgspec
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from torch import Tensor, nn
+    from torch.fx import GraphModule
 
     from bench.case import Case
     from bench.machine import Machine
@@ -146,12 +147,45 @@ def folded_graph(model: nn.Module, _: Case) -> Callable[..., Any]:
     return Recorded(_folded(model))
 
 
-def _folded(model: nn.Module) -> nn.Module:
+def _folded(model: nn.Module) -> GraphModule:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # PyTorch's, of parts that are not used here
         from torch.fx.experimental.optimization import fuse
 
-    return fuse(model)
+    return cast("GraphModule", fuse(model))
+
+
+def _unknown_to_autocast(case: Case, _: Machine) -> str | None:
+    casts = case.precision.startswith("amp_")
+    return f"autocast casts nothing for this op: {case.precision.removeprefix('amp_')} instead" if casts else None
+
+
+@implementation("cudnn_relu_graph", _graphable, _constant_weights, _unknown_to_autocast, one_size=True)
+def cudnn_relu_graph(model: nn.Module, _: Case) -> Callable[..., Any]:
+    """`folded_graph` with each ReLU in its convolution's epilogue: cuDNN's own fusion, which Inductor never uses."""
+    return Recorded(_convolutions_with_relu(_folded(model)))
+
+
+def _convolutions_with_relu(network: GraphModule) -> GraphModule:
+    import torch
+    from torch import nn
+
+    graph, layers = network.graph, dict(network.named_modules())
+    for relu in graph.find_nodes(op="call_module"):
+        source = relu.args[0]
+        if not isinstance(layers[relu.target], nn.ReLU) or source.op != "call_module" or len(source.users) > 1:
+            continue
+        conv = layers[source.target]
+        if not isinstance(conv, nn.Conv2d) or conv.padding_mode != "zeros":
+            continue
+        with graph.inserting_before(relu):
+            weight, bias = (graph.get_attr(f"{source.target}.{name}") for name in ("weight", "bias"))
+            given = (source.args[0], weight, bias, conv.stride, conv.padding, conv.dilation, conv.groups)
+            relu.replace_all_uses_with(graph.call_function(torch.cudnn_convolution_relu, given))
+        graph.erase_node(relu)
+        graph.erase_node(source)
+    network.recompile()
+    return network
 
 
 @implementation("compile_reduce_overhead", _graphable, _cxx, compiles=True)

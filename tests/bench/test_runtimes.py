@@ -2,11 +2,12 @@ import importlib.util
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
 import torch
-from torch import nn
+from torch import fx, nn
 
 from bench.case import Case
 from bench.implementations import IMPLEMENTATIONS
@@ -89,6 +90,44 @@ def test_folding_leaves_no_batch_norm_and_the_same_function() -> None:
         assert not [layer for layer in folded.modules() if isinstance(layer, nn.BatchNorm2d)]  # type: ignore[attr-defined]
         torch.testing.assert_close(folded(image), expected, rtol=1e-12, atol=1e-12)
         torch.testing.assert_close(model(image), expected, rtol=0, atol=0)
+
+
+class Spelled(fx.Interpreter):
+    """Reads a graph with two operations in place of the one that only cuDNN has."""
+
+    def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:  # noqa: ANN401 (an operation's)
+        if target is torch.cudnn_convolution_relu:
+            return nn.functional.conv2d(*args).relu()
+        return super().call_function(target, args, kwargs)
+
+
+def with_relu(model: nn.Module) -> fx.GraphModule:
+    recorded = IMPLEMENTATIONS["cudnn_relu_graph"].build(model, case("cudnn_relu_graph"))
+    return recorded.network  # type: ignore[attr-defined, no-any-return]
+
+
+def test_cudnn_gets_every_relu_of_a_double_convolution_and_the_function_stays() -> None:
+    model = UNet(3, 2, width=4, depth=2).double().eval()
+    image = torch.randn(2, 3, 21, 22, dtype=torch.float64)
+    network = with_relu(model)
+    assert [node.target for node in network.graph.nodes].count(torch.cudnn_convolution_relu) == 10
+    assert not any(
+        isinstance(network.get_submodule(str(node.target)), nn.ReLU)
+        for node in network.graph.nodes
+        if node.op == "call_module"
+    )
+    with torch.inference_mode():
+        torch.testing.assert_close(Spelled(network).run(image), model(image), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_cudnn_with_relu_gives_what_the_folded_network_gives() -> None:
+    model = UNet(3, 2, width=16, depth=2).cuda().half().to(memory_format=torch.channels_last).eval()
+    image = torch.randn(2, 3, 37, 50, device="cuda", dtype=torch.half).to(memory_format=torch.channels_last)
+    with torch.inference_mode():
+        expected = IMPLEMENTATIONS["folded"].build(model, case("folded"))(image)
+        torch.testing.assert_close(with_relu(model)(image), expected, rtol=1e-2, atol=1e-2)
 
 
 CASES = [
