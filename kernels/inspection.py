@@ -113,7 +113,7 @@ def _read(machine_code: bytes, shared_bytes: int) -> Resources:
         path = pathlib.Path(folder) / "kernel.cubin"
         path.write_bytes(machine_code)
         usage = _tool("cuobjdump", "--dump-resource-usage", str(path))
-        listing = _tool("nvdisasm", "-c", str(path))
+        listing = _tool("nvdisasm", "-c", "-ndf", str(path))  # no data flow: names are counted, and it takes longer
     counts = Counter(_INSTRUCTION.findall(listing))
 
     def used(what: str) -> int:

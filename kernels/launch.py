@@ -7,11 +7,14 @@ in the interpreter, compile the same kernels for a GPU that is not here, and let
 from __future__ import annotations
 
 import contextlib
+import functools
 import threading
 from typing import TYPE_CHECKING, Any
 
 import torch
 import triton
+import triton.language as tl
+from triton.language import core
 from triton.runtime import interpreter
 from triton.runtime.jit import JITFunction
 from triton.tools.tensor_descriptor import TensorDescriptor
@@ -119,16 +122,24 @@ def _device_functions_interpreted() -> Iterator[None]:
     # A kernel calls tl.cdiv, tl.max and helpers of ours. They were wrapped for compilation when the environment said
     # nothing on import, and refuse a plain call; for the length of one launch they are interpreted too.
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
-        patches = interpreter._patch_lang(self.fn)  # noqa: SLF001 - the interpreter has no public way
-        try:
-            return interpreter.InterpretedFunction(self.fn).rewrite()(*args, **kwargs)
-        finally:
-            if patches is not None:  # triton 3.6 leaves its patches in place
-                patches.restore()
+        return _interpreted(self.fn)(*args, **kwargs)
 
+    # Both modules that they may name are patched here, once: the interpreter would do so at every call, for longer
+    # than most of them take.
+    patches = interpreter._patch_lang(_names_both)  # noqa: SLF001 - the interpreter has no public way
     original = JITFunction.__call__
     JITFunction.__call__ = call
     try:
         yield
     finally:
         JITFunction.__call__ = original
+        patches.restore()
+
+
+def _names_both() -> tuple[Any, Any]:
+    return tl, core
+
+
+@functools.cache
+def _interpreted(function: Any) -> Any:  # noqa: ANN401 - as it is rewritten for the interpreter
+    return interpreter.InterpretedFunction(function).rewrite()
