@@ -18,10 +18,10 @@ from kernels import convolution
 from kernels.convolve import Operands, compilation, nhwc, run
 from kernels.launch import place
 from kernels.packing import Packed, copied
-from kernels.problem import DTYPES, ITEM_BYTES, Precision, Problem, Settings
+from kernels.problem import DTYPES, ITEM_BYTES, Problem, Settings
 from kernels.settings import settings_for
-from kernels.spec import Kernel
-from kernels.unet_layers import unet_layers
+from kernels.spec import Kernel, tried
+from kernels.unet_layers import alone, extremes, unet_layers
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -129,19 +129,11 @@ def _bytes(problem: Problem) -> int:
 # Its input is the layer's output: every convolution of the U-Net but the first, whose image has no gradient.
 LAYERS = tuple(
     dict.fromkeys(
-        Problem(
-            batch=layer.batch,
-            height=layer.height,
-            width=layer.width,
-            in_channels=layer.out_channels,
-            out_channels=layer.in_channels,
-            precision=layer.precision,
-        )
+        alone(layer, in_channels=layer.out_channels, out_channels=layer.in_channels)
         for layer in unet_layers(batch=16)[1:]
     )
 )
 _SIZES = ((1, 9, 17, 40, 24), (1, 1, 1, 1, 1), (0, 8, 16, 16, 16), (2, 3, 5, 8, 3))
-_PRECISIONS: tuple[Precision, ...] = ("bf16", "fp16", "fp32")
 
 KERNEL = Kernel(
     name=NAME,
@@ -154,8 +146,7 @@ KERNEL = Kernel(
     depth=convolution.depth,
     edges=tuple(
         Problem(batch=n, height=h, width=w, in_channels=i, out_channels=o, precision=precision)
-        for precision in _PRECISIONS
-        for n, h, w, i, o in _SIZES
+        for precision, (n, h, w, i, o) in tried(_SIZES)
     ),
     layers=LAYERS,
     settings=functools.partial(settings_for, kernel=NAME),
@@ -165,4 +156,5 @@ KERNEL = Kernel(
     compilation=functools.partial(compilation, raw=True),
     launcher=_launcher,
     constants=frozenset({"dz", "weight"}),
+    compiled=extremes(LAYERS),
 )

@@ -154,6 +154,11 @@ def nhwc(make: Any, n: int, h: int, w: int, c: int, **options: Any) -> Tensor:  
     return made
 
 
+def strides(name: str, tensor: Tensor) -> dict[str, int]:
+    """`name_n`, `name_c`, `name_h`, `name_w` of a tensor (N, C, H, W)."""
+    return {f"{name}_{axis}": stride for axis, stride in zip("nchw", tensor.stride(), strict=True)}
+
+
 def boxes(tensor: Tensor, block: list[int]) -> TensorDescriptor:
     """A descriptor of `tensor`, whose last dimension is dense, in boxes of `block`."""
     # PyTorch gives a dimension of size 1 any stride; a descriptor takes multiples of 16 bytes alone.
@@ -177,7 +182,7 @@ def _arguments(
     given |= {"head_weight_ptr": parameters.head_weight, "head_bias_ptr": parameters.head_bias, "logits_ptr": logits}
     given["moments_ptr"] = operands.moments
     if logits is not None:
-        given |= _strides("logits", logits)
+        given |= strides("logits", logits)
     if settings.family == "tma":
         kernel: Any = implicit_gemm.descriptors
         tile = [1, settings.rows, settings.columns]
@@ -191,11 +196,11 @@ def _arguments(
     else:
         kernel = implicit_gemm.pointers
         given |= {"x_ptr": x, "weight_ptr": parameters.weight, "y_ptr": y, "pooled_ptr": pooled}
-        given |= _strides("stride", x)
+        given |= strides("stride", x)
     if second is not None:
         given |= {"second": second, "top": operands.top, "left": operands.left}
         if problem.upsample or settings.family == "pointer":
-            given |= _strides("second", second)
+            given |= strides("second", second)
             given |= {"second_height": second.shape[2], "second_width": second.shape[3]}
         else:
             given["second"] = boxes(second.permute(0, 2, 3, 1), [*tile, settings.in_block])
@@ -203,10 +208,6 @@ def _arguments(
             given |= {"scale_h": _scale(second.shape[2]), "scale_w": _scale(second.shape[3])}
     given |= sizes
     return kernel, {name: given.get(name) for name in kernel.arg_names if not name.isupper()}
-
-
-def _strides(name: str, tensor: Tensor) -> dict[str, int]:
-    return {f"{name}_{axis}": stride for axis, stride in zip("nchw", tensor.stride(), strict=True)}
 
 
 def _scale(size: int) -> float:

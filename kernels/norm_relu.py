@@ -21,11 +21,9 @@ from torch import Tensor
 
 from kernels import passes
 from kernels.convolve import nhwc
-from kernels.launch import place
 from kernels.norm_relu_gradient import norm_relu_gradient
 from kernels.norm_relu_sums import norm_relu_sums
-from kernels.spec import Kernel
-from kernels.windows import normalized, places, table_of
+from kernels.windows import block_of, normalized, places, table_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -57,23 +55,18 @@ def normalize(  # noqa: ANN201
         RELU: negative results become zero.
         UPCAST: round by hand, for the interpreter's bf16.
     """
-    window = tl.program_id(0) * WINDOWS + tl.arange(0, WINDOWS)
-    channel = tl.program_id(1) * OUT_BLOCK + tl.arange(0, OUT_BLOCK)
-    present = channel < channels
-    mean, inverse, gamma, beta = table_of(table_ptr, channel, present, channels)
-    scale = gamma * inverse
+    sizes = (windows, height, width, channels)
+    block = block_of(sizes, WINDOWS, OUT_BLOCK)
+    table = table_of(table_ptr, block, channels)
     largest = tl.full((WINDOWS, OUT_BLOCK), float("-inf"), tl.float32)
     for k in tl.static_range(4):
-        n, h, w, there = places(window, windows, height, width, k)
-        _, y = normalized(
-            z_ptr, n, h, w, there, channel, present, mean, inverse, scale, beta, height, width, channels, RELU, UPCAST
-        )
-        pixel = ((n * height + h) * width + w)[:, None] * channels + channel[None, :]
-        tl.store(y_ptr + pixel, y.to(y_ptr.dtype.element_ty), mask=there[:, None] & present[None, :])
+        place, mask, _, y = normalized(z_ptr, places(block, sizes, k), block, table, sizes, RELU, UPCAST)
+        tl.store(y_ptr + place, y.to(y_ptr.dtype.element_ty), mask=mask)
         if pooled_ptr is not None:
             largest = tl.maximum(largest, y, propagate_nan=tl.PropagateNan.ALL)
     if pooled_ptr is not None:
-        n, h, w, whole = places(window, windows, height, width, 3)  # the last pixel is there: so are the others
+        n, h, w, whole = places(block, sizes, 3)  # the last pixel is there: so are the others
+        _, _, _, _, channel, present = block
         pixel = ((n * (height // 2) + h // 2) * (width // 2) + w // 2)[:, None] * channels + channel[None, :]
         tl.store(pooled_ptr + pixel, largest.to(pooled_ptr.dtype.element_ty), mask=whole[:, None] & present[None, :])
 
@@ -102,9 +95,8 @@ def norm_relu(z: Tensor, table: Tensor, relu: bool, pool: bool, frozen: bool) ->
     passes.check(NAME, z, table)
     y, pooled = _outputs(z, pool=pool)
     if z.numel() > 0:
-        capability, _ = place(z.device)
-        problem = passes.problem_of(z, pool=pool)
-        _run(z, table, y, pooled, relu=relu, settings=passes.settings_for(problem, capability), problem=problem)
+        problem, settings = passes.shipped(z, pool=pool)
+        _run(z, table, y, pooled, relu=relu, settings=settings, problem=problem)
     return y, pooled
 
 
@@ -181,19 +173,13 @@ def _inputs(problem: Problem, device: torch.device, generator: torch.Generator) 
     return (*passes.inputs(problem, device, generator), True, problem.pool, False)
 
 
-KERNEL = Kernel(
+KERNEL = passes.Pass(
     name=NAME,
     op=norm_relu,
     reference=reference,
     inputs=_inputs,
     problem=lambda arguments: passes.problem_of(arguments[0], pool=arguments[3]),
-    flops=passes.no_flops,
     bytes=functools.partial(passes.bytes_moved, tensors=2, maxima=1, rows=4),
-    depth=passes.depth,
-    edges=passes.EDGES,
-    layers=passes.LAYERS,
-    settings=passes.settings_for,
-    candidates=passes.candidates,
     compilation=_compilation,
     launcher=_launcher,
 )

@@ -1,5 +1,5 @@
 """Gradient of BatchNorm, ReLU and max-pool by the raw convolution: `torch.ops.unet_kernels.norm_relu_gradient`."""
-# ruff: noqa: N803, N806 - constants of a Triton kernel are capitals
+# ruff: noqa: N803 - constants of a Triton kernel are capitals
 # ruff: noqa: FBT001 - an op's schema has positional arguments
 # ruff: noqa: PLR0913, PLR0917 - it takes pointers, sizes and strides one by one
 # ruff: noqa: D417 - strides are as in kernels.implicit_gemm
@@ -18,9 +18,7 @@ from torch import Tensor
 from kernels import passes
 from kernels.around import rounded
 from kernels.convolve import nhwc
-from kernels.launch import place
-from kernels.spec import Kernel
-from kernels.windows import gradient_behind, largest_of, normalized, places, table_of
+from kernels.windows import block_of, gradient_at, largest_of, table_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -56,36 +54,24 @@ def gradient_of_windows(  # noqa: ANN201
         RELU: a gradient passes where the feature is not zero or less.
         UPCAST: round by hand, for the interpreter's bf16.
     """
-    window = tl.program_id(0) * WINDOWS + tl.arange(0, WINDOWS)
-    channel = tl.program_id(1) * OUT_BLOCK + tl.arange(0, OUT_BLOCK)
-    present = channel < channels
-    mean, inverse, gamma, beta = table_of(table_ptr, channel, present, channels)
-    scale = gamma * inverse
-    POOL: tl.constexpr = pooled_ptr is not None
-    largest = tl.zeros((WINDOWS, OUT_BLOCK), tl.float32)
-    if POOL:
-        largest = largest_of(
-            z_ptr, window, windows, channel, present, mean, inverse, scale, beta, height, width, channels,
-            WINDOWS, OUT_BLOCK, RELU, UPCAST,
-        )  # fmt: skip
+    sizes = (windows, height, width, channels)
+    block = block_of(sizes, WINDOWS, OUT_BLOCK)
+    table = table_of(table_ptr, block, channels)
+    largest = largest_of(pooled_ptr, z_ptr, block, table, sizes, WINDOWS, OUT_BLOCK, RELU, UPCAST)
     taken = tl.zeros((WINDOWS, OUT_BLOCK), tl.int32)
+    _, _, _, _, channel, present = block
+    _, _, scale, _ = table
     if sums_ptr is not None:
         along = tl.load(sums_ptr + channel, mask=present, other=0.0) * share
         level = tl.load(sums_ptr + channels + channel, mask=present, other=0.0) * share
     for k in tl.static_range(4):
-        n, h, w, there = places(window, windows, height, width, k)
-        centred, y = normalized(
-            z_ptr, n, h, w, there, channel, present, mean, inverse, scale, beta, height, width, channels, RELU, UPCAST
-        )
-        gradient, taken = gradient_behind(
-            dy_ptr, pooled_ptr, n, h, w, there, channel, present, y, largest, taken, height, width,
-            dy_n, dy_c, dy_h, dy_w, pooled_n, pooled_c, pooled_h, pooled_w, RELU, POOL,
+        place, mask, centred, gradient, taken = gradient_at(
+            dy_ptr, pooled_ptr, z_ptr, block, table, sizes, (dy_n, dy_c, dy_h, dy_w),
+            (pooled_n, pooled_c, pooled_h, pooled_w), largest, taken, k, RELU, UPCAST,
         )  # fmt: skip
         if sums_ptr is not None:
             gradient -= level[None, :] + centred * along[None, :]
-        pixel = ((n * height + h) * width + w)[:, None] * channels + channel[None, :]
-        dz = rounded(gradient * scale[None, :], dz_ptr.dtype.element_ty, UPCAST)
-        tl.store(dz_ptr + pixel, dz, mask=there[:, None] & present[None, :])
+        tl.store(dz_ptr + place, rounded(gradient * scale[None, :], dz_ptr.dtype.element_ty, UPCAST), mask=mask)
 
 
 @torch.library.custom_op("unet_kernels::norm_relu_gradient", mutates_args=())
@@ -113,9 +99,7 @@ def norm_relu_gradient(
     _check(dy, pooled, z, table, sums)
     dz = _output(z)
     if z.numel() > 0:
-        capability, _ = place(z.device)
-        problem = passes.problem_of(z, pool=passes.pools(pooled))
-        settings = passes.settings_for(problem, capability)
+        problem, settings = passes.shipped(z, pool=passes.pools(pooled))
         along = None if frozen else sums
         _run(dy, pooled, z, table, along, dz, relu=relu, settings=settings, problem=problem)
     return dz
@@ -136,8 +120,7 @@ def _(
 
 
 def _check(dy: Tensor, pooled: Tensor, z: Tensor, table: Tensor, sums: Tensor) -> None:
-    passes.check(NAME, z, table)
-    passes.check_gradients(NAME, z, dy, pooled)
+    passes.check_gradients(NAME, dy, pooled, z, table)
     torch._check(  # noqa: SLF001 - the way to check in a fake kernel
         tuple(sums.shape) == (2, z.shape[1]) and sums.dtype == torch.float32,
         lambda: f"{NAME} takes sums (2, {z.shape[1]}) in fp32; given {tuple(sums.shape)} {sums.dtype}",
@@ -207,19 +190,13 @@ def _inputs(problem: Problem, device: torch.device, generator: torch.Generator) 
     return (*given, sums.to(device), True, False)
 
 
-KERNEL = Kernel(
+KERNEL = passes.Pass(
     name=NAME,
     op=norm_relu_gradient,
     reference=reference,
     inputs=_inputs,
-    problem=lambda arguments: passes.problem_of(arguments[2], pool=passes.pools(arguments[1])),
-    flops=passes.no_flops,
+    problem=passes.problem_of_gradients,
     bytes=functools.partial(passes.bytes_moved, tensors=3, maxima=1, rows=6),
-    depth=passes.depth,
-    edges=passes.EDGES,
-    layers=passes.LAYERS,
-    settings=passes.settings_for,
-    candidates=passes.candidates,
     compilation=_compilation,
     launcher=_launcher,
     constants=frozenset({"dy", "pooled", "z", "table", "sums"}),

@@ -3,7 +3,7 @@
 The gradient g behind the ReLU, that of the features and of the maxima where a max-pool follows, is never stored: this
 pass and the next one (`kernels.norm_relu_gradient`) each compute it from the raw convolution.
 """
-# ruff: noqa: N803, N806 - constants of a Triton kernel are capitals
+# ruff: noqa: N803 - constants of a Triton kernel are capitals
 # ruff: noqa: FBT001 - an op's schema has positional arguments
 # ruff: noqa: PLR0913, PLR0917 - it takes pointers, sizes and strides one by one
 # ruff: noqa: D417 - strides are as in kernels.implicit_gemm
@@ -20,9 +20,7 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels import passes
-from kernels.launch import place
-from kernels.spec import Kernel
-from kernels.windows import gradient_behind, largest_of, normalized, places, table_of
+from kernels.windows import block_of, gradient_at, largest_of, table_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -56,32 +54,21 @@ def sums_of_windows(  # noqa: ANN201
         RELU: a gradient passes where the feature is not zero or less.
         UPCAST: round by hand, for the interpreter's bf16.
     """
-    window = tl.program_id(0) * WINDOWS + tl.arange(0, WINDOWS)
-    channel = tl.program_id(1) * OUT_BLOCK + tl.arange(0, OUT_BLOCK)
-    present = channel < channels
-    mean, inverse, gamma, beta = table_of(table_ptr, channel, present, channels)
-    scale = gamma * inverse
-    POOL: tl.constexpr = pooled_ptr is not None
-    largest = tl.zeros((WINDOWS, OUT_BLOCK), tl.float32)
-    if POOL:
-        largest = largest_of(
-            z_ptr, window, windows, channel, present, mean, inverse, scale, beta, height, width, channels,
-            WINDOWS, OUT_BLOCK, RELU, UPCAST,
-        )  # fmt: skip
+    sizes = (windows, height, width, channels)
+    block = block_of(sizes, WINDOWS, OUT_BLOCK)
+    table = table_of(table_ptr, block, channels)
+    largest = largest_of(pooled_ptr, z_ptr, block, table, sizes, WINDOWS, OUT_BLOCK, RELU, UPCAST)
     taken = tl.zeros((WINDOWS, OUT_BLOCK), tl.int32)
     with_z = tl.zeros((OUT_BLOCK,), tl.float32)
     alone = tl.zeros((OUT_BLOCK,), tl.float32)
     for k in tl.static_range(4):
-        n, h, w, there = places(window, windows, height, width, k)
-        centred, y = normalized(
-            z_ptr, n, h, w, there, channel, present, mean, inverse, scale, beta, height, width, channels, RELU, UPCAST
-        )
-        gradient, taken = gradient_behind(
-            dy_ptr, pooled_ptr, n, h, w, there, channel, present, y, largest, taken, height, width,
-            dy_n, dy_c, dy_h, dy_w, pooled_n, pooled_c, pooled_h, pooled_w, RELU, POOL,
+        _, _, centred, gradient, taken = gradient_at(
+            dy_ptr, pooled_ptr, z_ptr, block, table, sizes, (dy_n, dy_c, dy_h, dy_w),
+            (pooled_n, pooled_c, pooled_h, pooled_w), largest, taken, k, RELU, UPCAST,
         )  # fmt: skip
         with_z += tl.sum(gradient * centred, 0)
         alone += tl.sum(gradient, 0)
+    _, _, _, _, channel, present = block
     place = partial_ptr + tl.program_id(0).to(tl.int64) * 2 * channels + channel
     tl.store(place, with_z, mask=present)
     tl.store(place + channels, alone, mask=present)
@@ -107,24 +94,17 @@ def norm_relu_sums(dy: Tensor, pooled: Tensor, z: Tensor, table: Tensor, relu: b
         NotImplementedError: z is neither on a CUDA device of capability 8.0 or newer nor in the interpreter.
         RuntimeError: shapes, dtypes, layouts or devices that do not belong together.
     """
-    _check(dy, pooled, z, table)
+    passes.check_gradients(NAME, dy, pooled, z, table)
     if z.numel() == 0:
         return table.new_zeros(2, z.shape[1])
-    capability, _ = place(z.device)
-    problem = passes.problem_of(z, pool=passes.pools(pooled))
-    settings = passes.settings_for(problem, capability)
+    problem, settings = passes.shipped(z, pool=passes.pools(pooled))
     return _run(dy, pooled, z, table, relu=relu, settings=settings, problem=problem)
 
 
 @norm_relu_sums.register_fake
 def _(dy: Tensor, pooled: Tensor, z: Tensor, table: Tensor, relu: bool) -> Tensor:  # noqa: ARG001 - the schema's
-    _check(dy, pooled, z, table)
+    passes.check_gradients(NAME, dy, pooled, z, table)
     return table.new_empty(2, z.shape[1])
-
-
-def _check(dy: Tensor, pooled: Tensor, z: Tensor, table: Tensor) -> None:
-    passes.check(NAME, z, table)
-    passes.check_gradients(NAME, z, dy, pooled)
 
 
 def reference(dy: Tensor, pooled: Tensor, z: Tensor, table: Tensor, relu: bool) -> Tensor:
@@ -164,19 +144,13 @@ def _inputs(problem: Problem, device: torch.device, generator: torch.Generator) 
     return (*passes.gradients(problem, device, generator), z, table, True)
 
 
-KERNEL = Kernel(
+KERNEL = passes.Pass(
     name=NAME,
     op=norm_relu_sums,
     reference=reference,
     inputs=_inputs,
-    problem=lambda arguments: passes.problem_of(arguments[2], pool=passes.pools(arguments[1])),
-    flops=passes.no_flops,
+    problem=passes.problem_of_gradients,
     bytes=functools.partial(passes.bytes_moved, tensors=2, maxima=1, rows=6),
-    depth=passes.depth,
-    edges=passes.EDGES,
-    layers=passes.LAYERS,
-    settings=passes.settings_for,
-    candidates=passes.candidates,
     compilation=_compilation,
     launcher=_launcher,
     constants=frozenset({"dy", "pooled", "z", "table"}),

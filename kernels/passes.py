@@ -5,16 +5,18 @@ In `Settings` a program has `rows × columns` windows of 2×2 pixels (`kernels.w
 
 from __future__ import annotations
 
+import functools
 import itertools
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - the field's name
 
-from kernels.convolve import nhwc
-from kernels.launch import ahead, interpreting, launch
-from kernels.problem import DTYPES, INTERPRETER, ITEM_BYTES, Precision, Problem, Settings, precision_of
-from kernels.unet_layers import unet_layers
+from kernels.convolve import nhwc, strides
+from kernels.launch import ahead, interpreting, launch, place
+from kernels.problem import DTYPES, INTERPRETER, ITEM_BYTES, Problem, Settings, precision_of
+from kernels.spec import Kernel, tried
+from kernels.unet_layers import alone, extremes, unet_layers
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -23,29 +25,19 @@ if TYPE_CHECKING:
 
 EPS = 1e-5  # of the tables that the kernels are tried with
 
-# A picture without a window, two blocks of channels, none, and of whole and cut windows more than a program's.
+# Of whole and cut windows more than a program's, a picture without one, two blocks of channels, none.
 _SIZES = (
-    *((1, 1, 6, 8, True), (1, 3, 2, 72, False), (0, 8, 8, 16, True), (2, 7, 9, 3, True)),
+    *((2, 7, 9, 3, True), (1, 1, 6, 8, True), (1, 3, 2, 72, False), (0, 8, 8, 16, True)),
     *((1, 3, 4, 4, True), (1, 2, 3, 4, False)),
 )
-_PRECISIONS: tuple[Precision, ...] = ("bf16", "fp16", "fp32")
 EDGES = tuple(
     Problem(batch=n, height=h, width=w, in_channels=c, out_channels=c, precision=precision, pool=pool)
-    for precision in _PRECISIONS
-    for n, h, w, c, pool in _SIZES
+    for precision, (n, h, w, c, pool) in tried(_SIZES)
 )
 # Behind every convolution of the U-Net; their code is the same for all widths of a block.
 LAYERS = tuple(
     dict.fromkeys(
-        Problem(
-            batch=layer.batch,
-            height=layer.height,
-            width=layer.width,
-            in_channels=layer.out_channels,
-            out_channels=layer.out_channels,
-            precision=layer.precision,
-            pool=layer.pool,
-        )
+        alone(layer, in_channels=layer.out_channels, out_channels=layer.out_channels, pool=layer.pool)
         for layer in unet_layers(batch=16)
     )
 )
@@ -61,6 +53,23 @@ def problem_of(z: Tensor, *, pool: bool) -> Problem:
     n, c, h, w = z.shape
     precision = precision_of(z.dtype)
     return Problem(batch=n, height=h, width=w, in_channels=c, out_channels=c, precision=precision, pool=pool)
+
+
+def problem_of_gradients(arguments: tuple[Any, ...]) -> Problem:
+    """The problem of a pass whose arguments begin with `dy`, `pooled` and `z`."""
+    _, pooled, z, *_ = arguments
+    return problem_of(z, pool=pools(pooled))
+
+
+def shipped(z: Tensor, *, pool: bool) -> tuple[Problem, Settings]:
+    """The problem of a pass over `z`, and the settings it has where `z` is.
+
+    Raises:
+        NotImplementedError: neither on a CUDA device of capability 8.0 or newer nor in the interpreter.
+    """
+    problem = problem_of(z, pool=pool)
+    capability, _ = place(z.device)
+    return problem, settings_for(problem, capability)
 
 
 def blocks(problem: Problem, settings: Settings) -> tuple[int, int]:
@@ -103,16 +112,11 @@ def constants(options: dict[str, Any], settings: Settings) -> dict[str, Any]:
     return {"WINDOWS": windows, "OUT_BLOCK": settings.out_block, "UPCAST": False} | options
 
 
-def strides(name: str, tensor: Tensor) -> dict[str, int]:
-    """`name_n`, `name_c`, `name_h`, `name_w` of a tensor (N, C, H, W)."""
-    return {f"{name}_{axis}": stride for axis, stride in zip("nchw", tensor.stride(), strict=True)}
-
-
 def settings_for(problem: Problem, capability: int, *_: object, **__: object) -> Settings:
     """The same for every GPU: what a thread holds is few registers, and memory sets the pace."""
     out_block = min(64, max(16, 1 << (problem.out_channels - 1).bit_length()))
-    if capability == INTERPRETER:  # few programs, but more than one where a picture has a few windows
-        return _cut(16 if count(problem) <= 64 else 256, out_block, 4)  # noqa: PLR2004
+    if capability == INTERPRETER:  # its time goes by programs: one, but a few where a picture has a few windows
+        return _cut(16 if count(problem) <= 48 else 256, out_block, 4)  # noqa: PLR2004
     return _cut(1024 // out_block, out_block, 4)
 
 
@@ -186,12 +190,13 @@ def check(name: str, z: Tensor, table: Tensor) -> None:
     )
 
 
-def check_gradients(name: str, z: Tensor, dy: Tensor, pooled: Tensor) -> None:
-    """Refuse gradients that are not those of z's features and maxima.
+def check_gradients(name: str, dy: Tensor, pooled: Tensor, z: Tensor, table: Tensor) -> None:
+    """Refuse what `check` does, and gradients that are not those of z's features and maxima.
 
     Raises:
         RuntimeError: naming what was given and what is taken.
     """
+    check(name, z, table)
     n, c, h, w = z.shape
     torch._check(  # noqa: SLF001
         dy.shape == z.shape and dy.dtype == pooled.dtype == z.dtype and dy.device == pooled.device == z.device,
@@ -240,7 +245,7 @@ def pools(pooled: Tensor) -> bool:
 
 
 def gradient_arguments(dy: Tensor, pooled: Tensor) -> dict[str, Any]:
-    """What `gradient_behind` reads: tensors and strides by name, nothing of maxima where there are none."""
+    """What `gradient_at` reads: tensors and strides by name, nothing of maxima where there are none."""
     given = {"dy_ptr": dy, "pooled_ptr": pooled if pooled.numel() else None} | strides("dy", dy)
     return given | (strides("pooled", pooled) if pooled.numel() else {})
 
@@ -262,3 +267,16 @@ def pooled_of(y: Tensor) -> Tensor:
     """max_pool2(y), without an error where no window fits."""
     small = y.shape[2] < 2 or y.shape[3] < 2  # noqa: PLR2004 - a window; PyTorch refuses a picture without one
     return y[:, :, : y.shape[2] // 2, : y.shape[3] // 2] if small else F.max_pool2d(y, 2)
+
+
+Pass = functools.partial(
+    Kernel,
+    flops=no_flops,
+    depth=depth,
+    edges=EDGES,
+    layers=LAYERS,
+    compiled=extremes(LAYERS),
+    settings=settings_for,
+    candidates=candidates,
+)
+"""A pass's entry of the registry, less what is its own."""

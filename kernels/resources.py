@@ -53,7 +53,7 @@ def rows(
     workers: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Row]:
-    """Resources of every kernel at the U-Net's own layers, in the registry's order.
+    """Resources of every kernel at the U-Net's own layers, or those that stand for them, in the registry's order.
 
     Args:
         targets: `sm_80`, `sm_89`, `sm_90`, `sm_100`, `sm_120`.
@@ -66,7 +66,9 @@ def rows(
         CompilationError: a shipped setting does not compile.
     """
     chosen = _kernels(kernel)
-    wanted = [(entry, problem, target) for target in targets for entry in chosen for problem in entry.layers]
+    wanted = [
+        (entry, problem, target) for target in targets for entry in chosen for problem in entry.compiled or entry.layers
+    ]
     jobs: dict[str, dict[str, object]] = {}
     keys = []
     for entry, problem, target in wanted:

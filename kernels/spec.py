@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     import torch
     from torch import Tensor
 
-    from kernels.problem import Problem, Settings
+    from kernels.problem import Precision, Problem, Settings
 
     Result = Tensor | tuple[Tensor, ...]
+
+Size = TypeVar("Size")
+
+
+def tried(sizes: Sequence[Size]) -> list[tuple[Precision, Size]]:
+    """Sizes for `Kernel.edges`: each in bf16 and fp32, the first in fp16 too, which only rounds differently."""
+    return [("fp16", sizes[0]), *(("bf16", size) for size in sizes), *(("fp32", size) for size in sizes)]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -48,6 +55,8 @@ class Kernel:
         depth: products summed for one result, which sets the tolerance.
         edges: small problems that cross every edge of a tile; tests run them in each precision.
         layers: problems as the U-Net has them; resources and tuning run over them.
+        compiled: those of them that resources compile, where one stands for others; all where empty.
+        rival: the op's arguments → the same by PyTorch, where that is used unless tuning finds the kernel faster.
         settings: (problem, capability) → the settings shipped for it.
         candidates: (problem, capability, compiled=True) → settings worth measuring, the shipped ones first.
         compilation: (problem, settings) → what Triton compiles.
@@ -70,3 +79,5 @@ class Kernel:
     compilation: Callable[[Problem, Settings], Compilation]
     launcher: Callable[[tuple[Any, ...], Problem, Settings], Callable[[], Result]]
     constants: frozenset[str] = frozenset()
+    compiled: tuple[Problem, ...] = ()
+    rival: Callable[..., object] | None = None

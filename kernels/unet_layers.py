@@ -5,7 +5,13 @@ The network itself is not known here; a test walks the real one, fused, and hold
 
 from __future__ import annotations
 
+import dataclasses
+from typing import TYPE_CHECKING, Any
+
 from kernels.problem import Precision, Problem
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 HALVES: tuple[Precision, ...] = ("bf16", "fp16")
 PRECISIONS: tuple[Precision, ...] = (*HALVES, "tf32", "fp32")
@@ -61,6 +67,26 @@ def transposed_layers(
         Problem(batch=batch, height=side, width=side, in_channels=2 * o, out_channels=o, precision=precision)
         for side, o in zip(sides, (base * 2**level for level in range(4)), strict=True)
     )
+
+
+def alone(layer: Problem, *, in_channels: int, out_channels: int, pool: bool = False) -> Problem:
+    """A problem of the layer's size with these channels, and nothing around it but a pool."""
+    nothing: dict[str, Any] = {"second_channels": 0, "upsample": False, "classes": 0}
+    return dataclasses.replace(layer, in_channels=in_channels, out_channels=out_channels, pool=pool, **nothing)
+
+
+def extremes(layers: Sequence[Problem]) -> tuple[Problem, ...]:
+    """Of layers whose code differs in its loop's number of steps alone, those with the fewest and the most.
+
+    Code differs by precision, by what is fused, by whether few input channels are gathered, and by the tile, which is
+    a narrow one up to 64 output channels (`kernels.defaults`).
+    """
+    alike: dict[tuple[object, ...], list[Problem]] = {}
+    for layer in layers:
+        kind = (layer.precision, layer.fused, layer.in_channels < 16, layer.out_channels > 64)  # noqa: PLR2004
+        alike.setdefault(kind, []).append(layer)
+    chosen = {end(group, key=lambda layer: layer.in_channels) for group in alike.values() for end in (min, max)}
+    return tuple(layer for layer in layers if layer in chosen)
 
 
 # What stands around a convolution is looked at in 16 bits, a plain one in every precision: a compilation each,
