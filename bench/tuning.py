@@ -38,6 +38,7 @@ def main(batches: str, precisions: str) -> None:
     wanted_batches = {int(batch) for batch in batches.split(",")}
     wanted_precisions = set(precisions.split(","))
     capability, _ = place(torch.device("cuda"))
+    torch.backends.cudnn.benchmark = True  # a kernel's rival runs as it does in every measured case
     with Progress(
         TextColumn("{task.description}", markup=False),
         *(BarColumn(bar_width=20), MofNCompleteColumn(), TimeRemainingColumn()),

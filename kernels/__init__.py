@@ -12,6 +12,7 @@ from kernels.conv_bn_relu_pool import KERNEL as CONV_BN_RELU_POOL
 from kernels.conv_gradient import KERNEL as CONV_GRADIENT
 from kernels.conv_moments import KERNEL as CONV_MOMENTS
 from kernels.conv_transpose import KERNEL as CONV_TRANSPOSE
+from kernels.conv_weight_gradient import KERNEL as CONV_WEIGHT_GRADIENT
 from kernels.fuse import FusionReport, fuse, fusion_report, renew
 from kernels.graph import Graphed
 from kernels.norm_relu import KERNEL as NORM_RELU
@@ -21,7 +22,7 @@ from kernels.spec import Kernel
 
 KERNELS: tuple[Kernel, ...] = (
     *(CONV_BN_RELU, CONV_BN_RELU_POOL, CONV_TRANSPOSE),
-    *(CONV_MOMENTS, NORM_RELU, NORM_RELU_SUMS, NORM_RELU_GRADIENT, CONV_GRADIENT),
+    *(CONV_MOMENTS, NORM_RELU, NORM_RELU_SUMS, NORM_RELU_GRADIENT, CONV_GRADIENT, CONV_WEIGHT_GRADIENT),
 )
 
 __all__ = [

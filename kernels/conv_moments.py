@@ -25,14 +25,15 @@ from kernels import candidates as shared_candidates
 from kernels import convolution, two_sources
 from kernels import settings as shared_settings
 from kernels.conv_gradient import conv_gradient
+from kernels.conv_weight_gradient import by_pytorch, conv_weight_gradient, measured_faster
 from kernels.convolve import Operands, compilation, nhwc, run
 from kernels.defaults import default
 from kernels.launch import place
 from kernels.norm_relu import norm_relu
 from kernels.packing import Packed, copied
-from kernels.problem import Family, Precision, Problem, Settings
-from kernels.spec import Kernel
-from kernels.unet_layers import unet_layers
+from kernels.problem import Family, Problem, Settings
+from kernels.spec import Kernel, tried
+from kernels.unet_layers import extremes, unet_layers
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -189,23 +190,19 @@ def _again(
 
 
 def _weight_gradient(dz: Tensor, x: Tensor) -> Tensor:
-    o, i = dz.shape[1], x.shape[1]
-    stride = padding = dilation = [1, 1]
-    transposed, wanted = False, [False, True, False]
-    # The weight's values are not read: without the input's gradient its shape alone counts.
-    weight = x.new_empty((o, i, 3, 3))
-    geometry = (None, stride, padding, dilation, transposed, [0, 0], 1)
-    found: Tensor = torch.ops.aten.convolution_backward(dz, x, weight, *geometry, wanted)[1]
+    found: Tensor = conv_weight_gradient(dz, x) if measured_faster(dz, x) else by_pytorch(dz, x)
     return found
 
 
 def settings_for(problem: Problem, capability: int, gpu: str | None = None, *, family: Family = "tma") -> Settings:
     """As `kernels.settings.settings_for`, with steps of 32 channels where 64 leave no registers for moments."""
     chosen = shared_settings.settings_for(problem, capability, gpu, family=family, kernel=NAME)
-    # Compiled for sm_120, whose 8 warps get 128 registers for 64 outputs: 8 bytes would spill.
-    tight = capability >= 120 and problem.upsample and chosen.out_block == 64 and chosen.in_block == 64  # noqa: PLR2004
+    # Compiled for sm_120, whose 8 warps get 128 registers for 64 outputs: in bf16 8 bytes would spill. In fp16, which
+    # does not need it, as many would with steps of 32.
+    tight = capability >= 120 and problem.upsample and problem.precision == "bf16"  # noqa: PLR2004
+    narrow = chosen.out_block == chosen.in_block == 64  # noqa: PLR2004
     shipped = chosen == default(problem, capability, family=chosen.family)
-    return dataclasses.replace(chosen, in_block=32) if tight and shipped else chosen
+    return dataclasses.replace(chosen, in_block=32) if tight and narrow and shipped else chosen
 
 
 def candidates(problem: Problem, capability: int, *, compiled: bool = True) -> list[Settings]:
@@ -282,7 +279,8 @@ _SIZES: tuple[dict[str, Any], ...] = (
     {"batch": 1, "height": 4, "width": 5, "in_channels": 16, "out_channels": 8, "second_channels": 8},
     {"batch": 1, "height": 5, "width": 4, "in_channels": 7, "out_channels": 3, "second_channels": 3, "upsample": True},
 )
-_PRECISIONS: tuple[Precision, ...] = ("bf16", "fp16", "fp32")
+# A pool and a head are not this kernel's.
+LAYERS = tuple(dict.fromkeys(dataclasses.replace(layer, pool=False, classes=0) for layer in unet_layers(batch=16)))
 
 KERNEL = Kernel(
     name=NAME,
@@ -293,8 +291,9 @@ KERNEL = Kernel(
     flops=convolution.flops,
     bytes=convolution.bytes_moved,  # two numbers in fp32 for each channel, as there: moments
     depth=convolution.depth,
-    edges=tuple(Problem(**sizes, precision=precision) for precision in _PRECISIONS for sizes in _SIZES),
-    layers=tuple(dict.fromkeys(dataclasses.replace(layer, pool=False, classes=0) for layer in unet_layers(batch=16))),
+    edges=tuple(Problem(**sizes, precision=precision) for precision, sizes in tried(_SIZES)),
+    layers=LAYERS,
+    compiled=extremes(LAYERS),
     settings=settings_for,
     candidates=candidates,
     compilation=_compilation,

@@ -34,10 +34,9 @@ def settings_for(
     """
     if family == "tma" and not descriptors_serve(problem, capability):
         family = "pointer"
-    measured = _measured(gpu, kernel) if gpu is not None else {}
     usable = {
         known: settings
-        for known, settings in measured.items()
+        for known, settings in measured(gpu, kernel).items()
         if (known.precision, known.fused) == (problem.precision, problem.fused)
         and settings.family == family
         and _fits(settings, problem)
@@ -86,8 +85,13 @@ def _fits(settings: Settings, problem: Problem) -> bool:
 
 
 @functools.cache
-def _measured(gpu: str, kernel: str) -> dict[Problem, Settings]:
-    return load(file_for(gpu), kernel)
+def measured(gpu: str | None, kernel: str) -> dict[Problem, Settings]:
+    """Settings measured on a GPU of this name for the kernel; none where there is no GPU or no file.
+
+    Raises:
+        ValueError: the file is not what `kernels.tune` writes.
+    """
+    return {} if gpu is None else load(file_for(gpu), kernel)
 
 
 def file_for(gpu: str) -> pathlib.Path:
@@ -98,7 +102,7 @@ def file_for(gpu: str) -> pathlib.Path:
 def forget() -> None:
     """Read the files under `tuned/` again at the next launch (after tuning)."""
     settings_for.cache_clear()
-    _measured.cache_clear()
+    measured.cache_clear()
 
 
 def load(path: pathlib.Path, kernel: str = "conv_bn_relu") -> dict[Problem, Settings]:

@@ -20,7 +20,7 @@ import torch
 import triton
 from torch.utils._pytree import tree_leaves
 
-from kernels import around, conv_transpose, convolve, implicit_gemm
+from kernels import around, conv_transpose, conv_weight_gradient, convolve, implicit_gemm
 from kernels.inspection import write_atomically
 from kernels.launch import place
 from kernels.limits import relative_l2, relative_l2_limit
@@ -106,27 +106,33 @@ def tune(
                 Trial(problem=problem, index=index, of=len(settings), settings=candidate, ms=ms, reason=reason)
             )
             yield trials[-1]
-        document["rows"].append(_row(question, trials, clock.measure))
+        document["rows"].append(_row(question, trials, clock))
         write_atomically(path, json.dumps(document, indent=1) + "\n")
     forget()
 
 
-def _row(question: _Question, trials: list[Trial], measure: Measure | None) -> dict[str, Any]:
-    """What is kept of a problem: the fastest of those that were right, and the shipped settings beside it."""
+def _row(question: _Question, trials: list[Trial], clock: Clock) -> dict[str, Any]:
+    """What is kept of a problem: the fastest of those that were right, and beside it what it is to be compared with.
+
+    No settings are kept where PyTorch's own is what runs unless the kernel is faster, and it is not.
+    """
     right = {trial.settings: trial.ms for trial in trials if trial.settings is not None and trial.ms is not None}
     shipped = [trial.settings for trial in trials[:1] if trial.settings is not None and trial.settings in right]
     sure = right
-    if measure is not None:
+    if clock.measure is not None:
         finalists = sorted(right, key=lambda settings: right[settings])[:_FINALISTS]
-        again = {one: question.answer(one, measure)[0] for one in dict.fromkeys([*shipped, *finalists])}
+        again = {one: question.answer(one, clock.measure)[0] for one in dict.fromkeys([*shipped, *finalists])}
         sure = {one: ms for one, ms in again.items() if ms is not None}
     best = min(sure, key=lambda settings: sure[settings], default=None)
+    rival_ms = question.rival_ms(clock.measure or clock.look)
+    beaten = best is not None and rival_ms is not None and rival_ms <= sure[best]
     return {
         "kernel": question.kernel.name,
         "problem": dataclasses.asdict(question.problem),
-        "settings": None if best is None else dataclasses.asdict(best),
+        "settings": None if best is None or beaten else dataclasses.asdict(best),
         "ms": None if best is None else sure[best],
         "shipped_ms": sure.get(shipped[0]) if shipped else None,
+        "rival_ms": rival_ms,
         "tried": len(trials),
         "failed": sum(trial.ms is None for trial in trials),
     }
@@ -136,7 +142,7 @@ def _row(question: _Question, trials: list[Trial], measure: Measure | None) -> d
 def source_hash() -> str:
     """Names the code that was measured: the loops, their launcher, and triton's version."""
     text = triton.__version__ + "".join(
-        inspect.getsource(module) for module in (implicit_gemm, around, convolve, conv_transpose)
+        inspect.getsource(module) for module in (implicit_gemm, around, convolve, conv_transpose, conv_weight_gradient)
     )
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
@@ -182,6 +188,11 @@ class _Question:
                 return measure(self.kernel.launcher(whole, self.problem, settings)), ""
             except (triton.OutOfResources, triton.CompilationError, torch.cuda.OutOfMemoryError) as error:
                 return None, f"{type(error).__name__}: {error}".splitlines()[0]
+
+    def rival_ms(self, measure: Measure) -> float | None:
+        """Milliseconds of the kernel's rival, if it has one."""
+        rival = self.kernel.rival
+        return None if rival is None else measure(functools.partial(rival, *self._given[1]))
 
     @contextlib.contextmanager
     def _attempt(self, settings: Settings) -> Iterator[int]:

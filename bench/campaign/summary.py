@@ -105,5 +105,6 @@ def _setting(row: dict[str, Any]) -> Sequence[str]:
         for part in ("problem", "settings")
     )
     gain = f"{shipped / ms:.2f}" if ms and shipped else DASH
-    told = row["kernel"], problem, settings or "none was right"
+    none = "none was right" if ms is None else f"none: PyTorch's own takes {three_digits(row['rival_ms'])} ms"
+    told = row["kernel"], problem, settings or none
     return (*told, three_digits(ms), three_digits(shipped), gain, str(row["tried"]), str(row["failed"]))

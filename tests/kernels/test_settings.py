@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import kernels
-from kernels import KERNELS, settings, tune
+from kernels import KERNELS, conv_moments, conv_weight_gradient, settings, tune
 from kernels.candidates import candidates, compiles_well
 from kernels.problem import INTERPRETER, Problem, Settings
 from kernels.settings import descriptors_serve, settings_for
@@ -36,9 +36,9 @@ def measured(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> Iterato
     monkeypatch.setattr(settings, "TUNED", tmp_path)
     settings.forget()
 
-    def write(*rows: tuple[Problem, Settings | None]) -> None:
+    def write(*rows: tuple[Problem, Settings | None], kernel: str = "conv_bn_relu") -> None:
         found = [
-            {"kernel": "conv_bn_relu"}
+            {"kernel": kernel}
             | {"problem": dataclasses.asdict(problem), "settings": None if cut is None else dataclasses.asdict(cut)}
             for problem, cut in rows
         ]
@@ -219,6 +219,44 @@ def test_the_best_few_are_measured_again_and_that_decides(tmp_path: pathlib.Path
     assert (row["ms"], row["shipped_ms"], row["tried"], row["failed"]) == (1.5, 3.5, 3, 0)
 
 
+@pytest.mark.parametrize(("rival_ms", "kept"), [(0.9, False), (1.0, False), (1.1, True)])
+def test_settings_are_kept_only_where_they_beat_what_would_run_without_them(
+    rival_ms: float, tmp_path: pathlib.Path, few: list[Settings], monkeypatch: pytest.MonkeyPatch, *, kept: bool
+) -> None:
+    asked: list[torch.Size] = []
+    rival = dataclasses.replace(KERNEL, rival=lambda x, *_: asked.append(x.shape) or x)
+    monkeypatch.setitem(globals(), "KERNEL", rival)
+    times = iter([3.0, 1.0, 2.0, rival_ms])
+    run(tmp_path / "gpu.json", SMALL[:1], lambda launch: launch() is None or next(times))
+    assert asked == [(1, 16, 6, 6)]
+    assert settings.load(tmp_path / "gpu.json") == ({SMALL[0]: few[1]} if kept else {})
+    (row,) = json.loads((tmp_path / "gpu.json").read_text())["rows"]
+    assert (row["ms"], row["rival_ms"]) == (1.0, rival_ms)
+
+
+def test_a_weight_gradient_is_pytorch_s_unless_just_its_problem_was_measured_faster(
+    measured: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    monkeypatch.setattr(conv_weight_gradient, "place", lambda _: (INTERPRETER, "NVIDIA H200"))
+    # As a GPU's name has it, cut as only this file says: shares of 32 pixels.
+    problem = Problem(batch=2, height=5, width=6, in_channels=3, out_channels=8, precision="fp32")
+    cut = Settings(family="pointer", rows=2, columns=16, out_block=16, in_block=16, warps=4, stages=1)
+    rows = ((problem, cut), (dataclasses.replace(problem, batch=3), None))
+    measured(*rows, kernel="conv_weight_gradient")
+    for batch, ours in ((2, True), (3, False), (4, False)):
+        x = torch.randn(batch, 3, 5, 6)
+        weight = torch.randn(8, 3, 3, 3, requires_grad=True)
+        z, _, _ = conv_moments.conv_moments(x, weight, None)
+        with kernels.Account(KERNELS) as account:
+            z.square().sum().backward()
+        found, weight.grad = weight.grad, None
+        assert ["conv_weight_gradient" in (call.kernel for call in account.calls)] == [ours]
+        torch.nn.functional.conv2d(x, weight, padding=1).square().sum().backward()
+        torch.testing.assert_close(found, weight.grad, rtol=1e-4, atol=1e-4)
+    assert conv_weight_gradient.settings_for(problem, INTERPRETER, "NVIDIA H200") == cut
+
+
 KILLER = """
 import dataclasses, os, pathlib, sys, torch
 from kernels import conv_bn_relu, tune
@@ -275,9 +313,10 @@ def test_the_layers_are_those_of_the_unet() -> None:
             assert len(listed) == len(expected)
 
 
-def test_the_layers_of_training_are_those_of_the_unet() -> None:
+def test_the_layers_of_training_are_those_of_the_unet(monkeypatch: pytest.MonkeyPatch) -> None:
     from unet import UNet
 
+    monkeypatch.setattr(conv_moments, "measured_faster", lambda *_: True)
     account = kernels.Account(KERNELS)
     for bilinear in (False, True):
         with torch.device("meta"):
@@ -290,7 +329,9 @@ def test_the_layers_of_training_are_those_of_the_unet() -> None:
         if kernel.name != "conv_transpose":  # inference has it too, in every precision
             assert set(kernel.layers) == called or not called
             assert len(kernel.layers) == len(set(kernel.layers))
-    assert {call.kernel for call in account.calls} >= {"conv_moments", "conv_gradient", "norm_relu", "norm_relu_sums"}
+    assert {call.kernel for call in account.calls} == {kernel.name for kernel in KERNELS} - {
+        *("conv_bn_relu", "conv_bn_relu_pool")
+    }
 
 
 def test_settings_of_one_kernel_are_not_another_s(measured: Callable[..., None]) -> None:
