@@ -75,7 +75,9 @@ def fuse(model: nn.Module, *, training: bool = False) -> nn.Module:
 
     For inference each chain is one kernel. With `training` a chain is a convolution that also yields its channels'
     moments and a pass that normalizes; its gradients and running statistics are eager's, and of its activations the raw
-    convolution alone is kept for the backward pass.
+    convolution alone is kept for the backward pass. A SyncBatchNorm, whose statistics are those of all processes, and
+    the convolution before it run as they did: `convert_sync_batchnorm` comes before `fuse`, and a chain that finds its
+    BatchNorm2d replaced afterwards raises TypeError.
 
     Args:
         model: any nn.Module, in training mode or not, on any device; it is not changed.

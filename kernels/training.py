@@ -68,9 +68,15 @@ def chain(
         features (N, O, H, W); maxima; the raw convolution and the table of its normalization, where gradients may come.
 
     Raises:
+        TypeError: `norm` is no longer a BatchNorm2d, but computes something else.
         ValueError: batch statistics of one value a channel, as PyTorch says it.
         NotImplementedError, RuntimeError: as `conv_moments`.
     """
+    if type(norm).forward is not nn.BatchNorm2d.forward:
+        raise TypeError(
+            f"this chain was fused with a BatchNorm2d, in whose place there is now a {norm}: put it there before "
+            "fuse(model, training=True), which leaves such layers to PyTorch"
+        )
     ops = torch.ops.unet_kernels
     of_batch = norm.training or (norm.running_mean is None and norm.running_var is None)
     if not of_batch and not torch.is_grad_enabled():

@@ -254,12 +254,24 @@ def test_a_batch_of_nothing_and_of_one_value(device: torch.device) -> None:
         fused(torch.randn(1, 3, 1, 1, device=device))
 
 
-def test_sync_batch_norm_is_refused_by_name() -> None:
-    model = nn.SyncBatchNorm.convert_sync_batchnorm(block())
+def test_a_sync_batch_norm_and_its_convolution_stay_as_they_are(device: torch.device) -> None:
+    synced = nn.SyncBatchNorm.convert_sync_batchnorm(block())
+    synced[0] = nn.Conv2d(6, 6, 3, padding=1)
+    model = nn.Sequential(*block(), *synced).to(device)
     report = kernels.fusion_report(kernels.fuse(model, training=True))
+    assert report.chains_fused == 1
     assert [(entry.part, entry.reason) for entry in report.left if entry.chain] == [
-        ("0", "its BatchNorm is a SyncBatchNorm")
+        ("3", "its BatchNorm is a SyncBatchNorm")
     ]
+    same_as_in_fp64(model, torch.randn(2, 3, 5, 6, device=device))
+
+
+def test_a_batch_norm_synchronized_after_fusing_is_refused_by_name() -> None:
+    # Its chain would take the statistics of one process, and say nothing.
+    fused = nn.SyncBatchNorm.convert_sync_batchnorm(kernels.fuse(block(), training=True))
+    for mode in (True, False):
+        with pytest.raises(TypeError, match=r"there is now a SyncBatchNorm\(6, .*: put it there before fuse\("):
+            fused.train(mode)(torch.randn(2, 3, 5, 6))
 
 
 def test_a_forward_that_asks_for_its_mode_stays_as_written(device: torch.device) -> None:
