@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -13,18 +13,21 @@ from triton.compiler import ASTSource, make_backend
 from triton.runtime.jit import create_function_from_signature
 
 import kernels
-from kernels import KERNELS, conv_transpose, convolve, passes, resources
+from kernels import KERNELS, conv_transpose, conv_weight_gradient, convolve, passes, resources
 from kernels.convolve import compilation
 from kernels.inspection import SHARED_KIB, as_compiled, compile_ahead, inspect, shared_limit
-from kernels.problem import Problem, Settings
+from kernels.problem import Precision, Problem, Settings
 from kernels.resources import TARGETS, capability_of
 from kernels.settings import settings_for
 from kernels.unet_layers import unet_layers
 
+if TYPE_CHECKING:
+    from kernels.spec import Kernel
+
 
 @pytest.fixture
 def a_few_layers(monkeypatch: pytest.MonkeyPatch) -> None:
-    few = tuple(dataclasses.replace(kernel, layers=kernel.layers[:2]) for kernel in KERNELS)
+    few = tuple(dataclasses.replace(kernel, layers=kernel.layers[1:2], compiled=()) for kernel in KERNELS)
     monkeypatch.setattr(kernels, "KERNELS", few)
 
 
@@ -40,11 +43,43 @@ def test_every_layer_compiles_well(target: str, monkeypatch: pytest.MonkeyPatch)
     compile_well(target, monkeypatch)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["fp16", "tf32"])
+@pytest.mark.parametrize("target", ["sm_80", "sm_90", "sm_120"])
+def test_training_compiles_well_in_other_precisions(
+    target: str, precision: Precision, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    few = []
+    for kernel in (kernel for kernel in KERNELS if kernel.compiled):
+        # Of each kind the fewest registers that it may have: the narrow tile, where a multiplication is one.
+        kinds = {problem.fused: problem for problem in kernel.compiled[::-1] if problem.in_channels > 3}
+        layers = tuple(dataclasses.replace(problem, precision=precision) for problem in kinds.values())
+        few.append(dataclasses.replace(kernel, layers=layers, compiled=()))
+    assert len(few) == 6
+    monkeypatch.setattr(kernels, "KERNELS", tuple(few))
+    compile_well(target, monkeypatch)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_what_is_compiled_stands_for_every_layer(target: str) -> None:
+    lengths = {"IN_CHANNELS", "PIXELS"}  # of loops
+
+    def code(kernel: Kernel, problem: Problem) -> str:
+        made = kernel.compilation(problem, kernel.settings(problem, capability_of(target)))
+        constants = {name: value for name, value in made.constants.items() if name not in lengths}
+        constants["SECOND"] = problem.second_channels > 0
+        return repr((made.function.fn, made.types, constants, made.aligned, made.warps, made.stages))
+
+    for kernel in (kernel for kernel in KERNELS if kernel.compiled):
+        assert set(kernel.compiled) <= set(kernel.layers)
+        assert {code(kernel, problem) for problem in kernel.compiled} == {code(kernel, p) for p in kernel.layers}
+
+
 def compile_well(target: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRITON_INTERPRET", "1")  # must not reach the compiling processes
     done: list[tuple[int, int]] = []
     rows = resources.rows([target], progress=lambda *counts: done.append(counts))
-    assert len(rows) == sum(len(kernel.layers) for kernel in kernels.KERNELS)
+    assert len(rows) == sum(len(kernel.compiled or kernel.layers) for kernel in kernels.KERNELS)
     assert len({(row.kernel, row.target, row.config) for row in rows}) == len(rows)
     assert max(done) == (len(done), len(done))
     assert [row for row in rows if row.spill_bytes] == []
@@ -87,6 +122,8 @@ def test_a_spill_would_be_seen(monkeypatch: pytest.MonkeyPatch) -> None:
         ("norm_relu_sums", (2, 16, 32, 64, 64, "bf16"), {"pool": True}, 90),
         ("norm_relu_gradient", (2, 17, 33, 8, 8, "bf16"), {}, 80),
         ("conv_gradient", (2, 16, 32, 64, 32, "bf16"), {}, 90),
+        ("conv_weight_gradient", (2, 16, 32, 64, 32, "bf16"), {}, 90),
+        ("conv_weight_gradient", (1, 17, 33, 3, 64, "fp32"), {}, 80),
     ],
     ids=str,
 )
@@ -102,7 +139,7 @@ def test_what_is_compiled_ahead_is_what_a_launch_compiles(
     problem = Problem(**dict(zip(names, shape, strict=False)), **fused)
     cut = kernel.settings(problem, capability)
     launched: list[tuple[Any, ...]] = []
-    for module in (convolve, conv_transpose, passes):
+    for module in (convolve, conv_transpose, passes, conv_weight_gradient):
         monkeypatch.setattr(
             module, "launch", lambda kernel, _grid, _device, *a, **options: launched.append((kernel, a, options))
         )
