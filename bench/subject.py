@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 _AUTOCAST = {"amp_bf16": torch.bfloat16, "amp_fp16": torch.float16}
 _DTYPE = {"bf16": torch.bfloat16, "fp16": torch.float16}
-_LAYOUT = {"nchw": torch.contiguous_format, "nhwc": torch.channels_last}
+LAYOUT = {"nchw": torch.contiguous_format, "nhwc": torch.channels_last}
 
 
 def recipe(case: Case) -> fitted.Recipe:
@@ -94,7 +94,7 @@ class Subject:
     ) -> tuple[Tensor, ...]:
         """All outputs of `call` for the case's inputs, logits first, in the case's precision and frame or others."""
         precision = precision or self.case.precision
-        with torch.inference_mode(), _autocast(self.device, precision):
+        with torch.inference_mode(), autocast(self.device, precision):
             return _all(through(call, frame or self.case.frame, self.case.depth, *self._inputs(precision)))
 
     def _inputs(self, precision: str) -> tuple[Tensor, ...]:
@@ -137,7 +137,7 @@ class Subject:
     def loss(self, call: Callable[..., Any], precision: str | None = None) -> Tensor:
         """The loss of one forward pass of `call` for the case's inputs, ready for a backward pass."""
         precision = precision or self.case.precision
-        with _autocast(self.device, precision):
+        with autocast(self.device, precision):
             outputs = _all(call(*self._inputs(precision)))
             loss = segmentation_loss(outputs[0], self.masks)
             if self.case.modification == "supervision":
@@ -156,7 +156,7 @@ class Subject:
         """The same callable and network for images that lack their last column."""
 
         def cut(tensor: Tensor) -> Tensor:
-            return tensor[..., :-1].contiguous(memory_format=_LAYOUT[self.case.layout]) if tensor.ndim == 4 else tensor  # noqa: PLR2004 (N, C, H, W)
+            return tensor[..., :-1].contiguous(memory_format=LAYOUT[self.case.layout]) if tensor.ndim == 4 else tensor  # noqa: PLR2004 (N, C, H, W)
 
         return dataclasses.replace(self, inputs=tuple(map(cut, self.inputs)), masks=self.masks[..., :-1].contiguous())
 
@@ -193,7 +193,8 @@ def _all(outputs: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
 
 
 @contextlib.contextmanager
-def _autocast(device: torch.device, precision: str) -> Iterator[None]:
+def autocast(device: torch.device, precision: str) -> Iterator[None]:
+    """Inside, PyTorch casts as `precision` says; nothing happens where it is no `amp_…`."""
     dtype = _AUTOCAST.get(precision)
     with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
         yield
@@ -234,7 +235,7 @@ def _pictures(case: Case, group: Group, device: torch.device, weights: Weights |
     if weights is not None and weights.channels != images.shape[1]:
         images = images[:, [channel % images.shape[1] for channel in range(weights.channels)]]
     mine = case.share(group.rank)
-    return images[mine].to(device, memory_format=_LAYOUT[case.layout]), masks[mine].to(device)
+    return images[mine].to(device, memory_format=LAYOUT[case.layout]), masks[mine].to(device)
 
 
 def _given(case: Case, group: Group, device: torch.device, weights: Weights | None) -> tuple[Tensor, Tensor]:
@@ -242,7 +243,7 @@ def _given(case: Case, group: Group, device: torch.device, weights: Weights | No
     images, masks = _pictures(case, group, device, weights)
     if case.task == "layer":
         images = layers.features(plain_fitted(case, weights)[0], case.layer, images)
-    return images.to(dtype_of(case.precision), memory_format=_LAYOUT[case.layout]), masks
+    return images.to(dtype_of(case.precision), memory_format=LAYOUT[case.layout]), masks
 
 
 def plain_network(case: Case, weights: Weights | None = None) -> nn.Module:
@@ -275,7 +276,7 @@ def network(case: Case, device: torch.device, weights: Weights | None = None) ->
         changed.checkpoint_blocks = case.activations == "recomputed"
     if case.task == "layer":
         changed = layers.chain(changed, case.layer)
-    changed.to(device, dtype_of(case.precision), memory_format=_LAYOUT[case.layout])  # type: ignore[call-overload]  # the stubs lack memory_format
+    changed.to(device, dtype_of(case.precision), memory_format=LAYOUT[case.layout])  # type: ignore[call-overload]  # the stubs lack memory_format
     return changed.train(case.task == "train"), dice
 
 

@@ -1,1 +1,1 @@
-"""From a case to something to ship: the artefact, a manifest, and a program of thirty lines that serves it."""
+"""From a case to something to ship: the artefact, a manifest, and a program of some thirty lines that serves it."""

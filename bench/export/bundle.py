@@ -16,11 +16,11 @@ import numpy as np
 import torch
 
 from bench.engine.accuracy import FLOOR, MARGIN
-from bench.environment import ROOT, Environment, environment
-from bench.export.serve import PREPROCESSING, WEIGHTS, text
+from bench.environment import ROOT, environment
+from bench.export.manifest import MANIFEST, Input, Manifest
+from bench.export.serve import WEIGHTS, text
 from bench.implementations import IMPLEMENTATIONS
 from bench.machine import assigned
-from bench.results import Value  # noqa: TC001 (msgspec reads the annotations)
 from bench.runtimes.artefact import LARGEST, RUNTIMES, Sizes
 from bench.runtimes.convert import convert
 from bench.subject import build, full_precision
@@ -31,69 +31,18 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from bench.case import Case
+    from bench.export.manifest import Measured
     from bench.subject import Subject
     from bench.weights import Weights
 
-MANIFEST, SERVE = "manifest.json", "serve.py"
+SERVE = "serve.py"
+# What another program would do; in a process of its own, since this one has loaded more than a bundle may need.
+ASK = "import sys, numpy, serve; numpy.save(sys.argv[2], serve.predict(numpy.load(sys.argv[1])))"
 SERVE_S = 600
 
 
 class ExportError(Exception):
     """What stood in the way of a bundle; nothing of it is left."""
-
-
-class Input(msgspec.Struct, frozen=True, kw_only=True):
-    """What `predict` takes; sizes from and to, both inclusive."""
-
-    dtype: str = "float32"
-    order: str = "NCHW, contiguous"
-    channels: int
-    batch: tuple[int, int]
-    height: tuple[int, int]
-    width: tuple[int, int]
-    preprocessing: str = PREPROCESSING
-
-
-class Measured(msgspec.Struct, frozen=True, kw_only=True):
-    """What a run found out about the case, and where."""
-
-    run: str
-    conditions: str
-    figures: dict[str, Value]
-
-
-class Manifest(msgspec.Struct, frozen=True, kw_only=True):
-    """All that one must know of a bundle.
-
-    Args:
-        case: the configuration.
-        network: the arguments of `unet.UNet`.
-        weights: SHA-256 of the checkpoint's file, or of the fitted weights' file.
-        weights_from: `checkpoint`, or `fitted by the suite`.
-        files: SHA-256 of each file that is loaded.
-        input: what it takes.
-        output: what it gives.
-        settings: what the engine is told when it loads.
-        tolerance: relative L2 of the logits to fp32 eager's that the bundle may show, as for a case that is measured.
-        rel_l2: what it showed when it was made, run by `serve.py` in a process of its own.
-        measured: speed and memory, if a run has them; None otherwise.
-        versions: of what made it.
-        environment: machine, commit and time.
-    """
-
-    case: str
-    network: dict[str, int | bool]
-    weights: str
-    weights_from: str
-    files: dict[str, str]
-    input: Input
-    output: str
-    settings: dict[str, str | int]
-    tolerance: float
-    rel_l2: float
-    measured: Measured | None
-    versions: dict[str, str]
-    environment: Environment
 
 
 def write(
@@ -183,8 +132,14 @@ def _fill(
         weights=hashlib.sha256(weights_file.read_bytes()).hexdigest(),
         weights_from="checkpoint" if weights is not None else "fitted by the suite",
         files={name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in files},
-        input=Input(channels=subject.inputs[0].shape[1], batch=sizes.batch, height=sizes.height, width=sizes.width),
-        output="logits (N, classes, H, W), float32",
+        input=Input(
+            shape={
+                "batch": sizes.batch,
+                "channels": (subject.inputs[0].shape[1],) * 2,
+                "height": sizes.height,
+                "width": sizes.width,
+            }
+        ),
         settings=runtime.settings(case) if runtime is not None else {},
         tolerance=_tolerance(subject),
         rel_l2=0.0,
@@ -193,7 +148,7 @@ def _fill(
         environment=environment(),
     )
     (folder / SERVE).write_text(text(case.implementation), encoding="utf-8")
-    _write_manifest(folder, manifest)
+    manifest.write(folder)
     tell(f"running {SERVE} in a process of its own")
     rel_l2 = _served(folder, subject)
     if not rel_l2 <= manifest.tolerance:
@@ -201,7 +156,7 @@ def _fill(
             f"{SERVE} gives logits that are {rel_l2:.3g} off fp32 eager's, and {manifest.tolerance:.3g} is allowed"
         )
     manifest = msgspec.structs.replace(manifest, rel_l2=rel_l2)
-    _write_manifest(folder, manifest)
+    manifest.write(folder)
     return manifest
 
 
@@ -211,10 +166,6 @@ def _sizes(case: Case) -> Sizes:
         return Sizes(batch=(case.batch,) * 2, height=(case.height,) * 2, width=(case.breadth,) * 2)
     side = 2**case.depth, LARGEST
     return Sizes(batch=(1, LARGEST), height=side, width=side)
-
-
-def _write_manifest(folder: Path, manifest: Manifest) -> None:
-    (folder / MANIFEST).write_bytes(msgspec.json.format(msgspec.json.encode(manifest), indent=1) + b"\n")
 
 
 def _arguments(subject: Subject) -> dict[str, int | bool]:
@@ -252,10 +203,12 @@ def _rel_l2(found: torch.Tensor, reference: torch.Tensor) -> float:
 
 
 def _served(folder: Path, subject: Subject) -> float:
-    """Relative L2 between what `serve.py` says of the case's images and fp32 eager."""
+    """Relative L2 between what `serve.predict` says of the case's images and fp32 eager."""
     image, logits = folder / ".image.npy", folder / ".logits.npy"
     np.save(image, subject.inputs[0].float().contiguous().cpu().numpy())
-    command = [sys.executable, str(folder / SERVE), str(image), str(logits)]
+    command = [sys.executable, "-c", ASK, str(image), str(logits)]
+    # A bundle that PyTorch runs imports our packages, which may not be installed here.
+    paths = [str(folder), str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     try:
         done = subprocess.run(  # noqa: S603 (this Python, our own program)
             command,
@@ -264,8 +217,7 @@ def _served(folder: Path, subject: Subject) -> float:
             timeout=SERVE_S,
             check=False,
             stdin=subprocess.DEVNULL,
-            # A bundle that PyTorch runs imports our packages, which may not be installed here.
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))},
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
         )
         if done.returncode != 0:
             said = [line for line in done.stderr.splitlines() if line.strip()]

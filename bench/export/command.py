@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from bench.case import Case
-    from bench.export.bundle import Measured
+    from bench.export.manifest import Measured
     from bench.results import Run
     from bench.weights import Weights
 
@@ -105,7 +105,7 @@ def _fitted(case: "Case", tell: "Callable[[str], None]") -> Path:
 
 def _measured(case: "Case", runs: "list[Run]", weights: "Weights | None") -> "Measured | None":
     """What the runs say of the case with these weights; the last word counts."""
-    from bench.export.bundle import Measured
+    from bench.export.manifest import Measured
     from bench.report.table import conditions
 
     sha256 = weights.sha256 if weights is not None else None

@@ -1,18 +1,17 @@
-"""The text of `serve.py`: what an artefact is loaded and asked with, where nothing of this project need be installed.
+"""The text of `serve.py`: a program of some thirty lines that serves an artefact where this project is not installed.
 
-One text for all engines but for a few lines that load and run; `predict` refuses what the manifest does not promise
-before the engine sees it.
+What it takes stands in the manifest, and one check reads it. An engine adds the lines that load and run its artefact.
 """
 
 from bench.runtimes.artefact import RUNTIMES
 
 WEIGHTS = "weights.pt"
+PREPROCESSING = "each channel with mean 0 and variance 1, as the suite's own weights were fitted; put yours here"
 
-TEXT = '''"""Runs {file}: `python serve.py PICTURE.png CLASSES.png`, .npy for tensors; or `import serve`."""
+TEXT = '''"""Runs FILE: `python serve.py PICTURE CLASSES.png`, or `import serve` and ask `serve.predict`."""
 
 import hashlib
 import json
-import os
 import sys
 from pathlib import Path
 
@@ -20,76 +19,39 @@ import numpy as np
 
 HERE = Path(__file__).resolve().parent
 MANIFEST = json.loads((HERE / "manifest.json").read_text())
-for name, expected in MANIFEST["files"].items():
-    if hashlib.sha256((HERE / name).read_bytes()).hexdigest() != expected:
-        sys.exit(f"{{name}} is not the file that was exported")
+INPUT, SETTINGS = MANIFEST["input"], MANIFEST["settings"]
+for name, sha256 in MANIFEST["files"].items():
+    if hashlib.sha256((HERE / name).read_bytes()).hexdigest() != sha256:
+        sys.exit(f"{name} is not the file that was exported")
 
-{engine}
+ENGINE
 
-def predict(image):
-    """Logits (N, classes, H, W), float32, of images (N, channels, H, W), float32."""
-    wanted = MANIFEST["input"]
-    if not isinstance(image, np.ndarray) or image.dtype != wanted["dtype"]:
-        raise TypeError(f"the image is {{getattr(image, 'dtype', type(image))}}: expected {{wanted['dtype']}}")
-    if image.ndim != 4 or image.shape[1] != wanted["channels"]:
-        raise ValueError(f"the image is {{image.shape}}: expected (N, {{wanted['channels']}}, H, W)")
-    for axis, name in ((0, "batch"), (2, "height"), (3, "width")):
-        low, high = wanted[name]
-        if not low <= image.shape[axis] <= high:
-            raise ValueError(f"{{name}} is {{image.shape[axis]}}: expected {{low}} to {{high}}")
-    if not image.flags.c_contiguous:
-        raise ValueError("the image's memory is not in the order N, C, H, W: np.ascontiguousarray(image)")
-    return run(image)
+def predict(images):
+    """Logits (N, classes, H, W), float32, of images as the manifest's `input` has them; others are refused."""
+    if images.dtype != INPUT["dtype"] or images.ndim != 4 or not images.flags.c_contiguous:
+        raise ValueError(f"images are {images.dtype} {images.shape}: expected contiguous {INPUT['dtype']} (N, C, H, W)")
+    for size, (axis, (low, high)) in zip(images.shape, INPUT["shape"].items()):
+        if not low <= size <= high:
+            raise ValueError(f"{axis} is {size}: expected {low} to {high}")
+    return run(images)
 
 
 if __name__ == "__main__":
-    source, target = sys.argv[1:]
-    if source.endswith(".npy"):
-        image = np.load(source)
-    else:
-        from PIL import Image
+    from PIL import Image
 
-        mode = "L" if MANIFEST["input"]["channels"] == 1 else "RGB"
-        pixels = np.asarray(Image.open(source).convert(mode), np.float32)
-        pixels = np.atleast_3d(pixels).transpose(2, 0, 1)[None]
-        # {preprocessing}
-        image = (pixels - pixels.mean((2, 3), keepdims=True)) / pixels.std((2, 3), keepdims=True)
-        image = np.ascontiguousarray(image, np.float32)
-    logits = predict(image)
-    if target.endswith(".npy"):
-        np.save(target, logits)
-    else:
-        classes = logits[0].argmax(0) if logits.shape[1] > 1 else logits[0, 0] > 0
-        from PIL import Image
-
-        Image.fromarray((classes * (255 // max(1, logits.shape[1] - 1))).astype(np.uint8)).save(target)
+    picture = Image.open(sys.argv[1]).convert("L" if INPUT["shape"]["channels"] == [1, 1] else "RGB")
+    pixels = np.atleast_3d(np.asarray(picture, np.float32)).transpose(2, 0, 1)[None]
+    # PREPROCESSING
+    pixels = (pixels - pixels.mean((2, 3), keepdims=True)) / (pixels.std((2, 3), keepdims=True) + 1e-6)
+    logits = predict(np.ascontiguousarray(pixels))[0]
+    classes = logits.argmax(0) if len(logits) > 1 else logits[0] > 0
+    Image.fromarray(np.uint8(classes * (255 // max(1, len(logits) - 1)))).save(sys.argv[2])
 '''
 
-PREPROCESSING = "each channel with mean 0 and variance 1, as the suite's own weights were fitted; put yours here"
+PYTORCH = """# PyTorch runs it, and these packages of unet-bench, at the commit that the manifest names, know how.
+from bench.export.pytorch import load
 
-PYTORCH = """# Needs torch and this project's packages, unet-bench, at the commit that the manifest names.
-import torch
-from bench.case import parse_id
-from bench.implementations import IMPLEMENTATIONS
-from unet import UNet
-from unet.checkpoint import load_weights
-
-CASE = parse_id(MANIFEST["case"])
-DEVICE = "cuda" if CASE.on_gpu else "cpu"
-LAYOUT = torch.channels_last if CASE.layout == "nhwc" else torch.contiguous_format
-STORED = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(CASE.precision, torch.float32)
-torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = CASE.precision == "tf32"
-if CASE.threads:
-    torch.set_num_threads(CASE.threads)
-network = UNet(**MANIFEST["network"]).eval()
-load_weights(network, HERE / "weights.pt")
-call = IMPLEMENTATIONS[CASE.implementation].build(network.to(DEVICE, STORED, memory_format=LAYOUT), CASE)
-
-
-def run(image):
-    dtype = {"amp_bf16": torch.bfloat16, "amp_fp16": torch.float16}.get(CASE.precision)
-    with torch.inference_mode(), torch.autocast(DEVICE, dtype=dtype, enabled=dtype is not None):
-        return call(torch.from_numpy(image).to(DEVICE, STORED, memory_format=LAYOUT)).float().cpu().numpy()
+run = load(HERE / "weights.pt", MANIFEST["case"], MANIFEST["network"])
 """
 
 
@@ -97,4 +59,4 @@ def text(implementation: str) -> str:
     """The program for an artefact of this implementation; one that PyTorch runs is loaded as the suite loads it."""
     runtime = RUNTIMES.get(implementation)
     engine, file = (runtime.serve, runtime.files[0]) if runtime is not None else (PYTORCH, WEIGHTS)
-    return TEXT.format(file=file, engine=engine, preprocessing=PREPROCESSING)
+    return TEXT.replace("FILE", file).replace("PREPROCESSING", PREPROCESSING).replace("ENGINE\n", engine)

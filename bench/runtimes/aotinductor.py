@@ -22,21 +22,21 @@ if TYPE_CHECKING:
     from bench.runtimes.artefact import Call
 
 FILE = "unet.pt2"
-SERVE = """# Before anything of it is loaded: its code takes the shape of an image on trust otherwise.
-os.environ["AOTI_RUNTIME_CHECK_INPUTS"] = "1"
+SERVE = """import os
+
 import torch
 from torch._inductor import aoti_load_package
 
-if MANIFEST["settings"]["threads"]:
-    torch.set_num_threads(MANIFEST["settings"]["threads"])
-LAYOUT = torch.channels_last if MANIFEST["settings"]["layout"] == "nhwc" else torch.contiguous_format
-call = aoti_load_package(str(HERE / "unet.pt2"))
+# Without it the code takes the shape of an image on trust, and computes nonsense from another.
+os.environ["AOTI_RUNTIME_CHECK_INPUTS"] = "1"
+torch.set_num_threads(SETTINGS["threads"] or torch.get_num_threads())
+package = aoti_load_package(str(HERE / "unet.pt2"))
 
 
-def run(image):
+def run(images):
+    given = torch.from_numpy(images).to(SETTINGS["device"], memory_format=getattr(torch, SETTINGS["layout"]))
     with torch.inference_mode():
-        given = torch.from_numpy(image).to(MANIFEST["settings"]["device"], memory_format=LAYOUT)
-        return call(given).float().cpu().numpy()
+        return package(given).float().cpu().numpy()
 """
 CHECK = "AOTI_RUNTIME_CHECK_INPUTS"
 
@@ -51,8 +51,9 @@ def sizes(case: Case) -> Sizes:
 
 
 def settings(case: Case) -> dict[str, str | int]:
-    """Device, layout, and threads; 0 is all cores."""
-    return {"device": "cuda" if case.on_gpu else "cpu", "layout": case.layout, "threads": case.threads}
+    """Device, PyTorch's name of the layout, and threads; 0 is all cores."""
+    layout = "channels_last" if case.layout == "nhwc" else "contiguous_format"
+    return {"device": "cuda" if case.on_gpu else "cpu", "layout": layout, "threads": case.threads}
 
 
 def save(network: nn.Module, case: Case, folder: Path) -> None:

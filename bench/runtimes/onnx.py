@@ -20,12 +20,12 @@ FILE = "unet.onnx"
 SERVE = """import onnxruntime
 
 options = onnxruntime.SessionOptions()
-options.intra_op_num_threads = MANIFEST["settings"]["threads"]
+options.intra_op_num_threads = SETTINGS["threads"]
 session = onnxruntime.InferenceSession(HERE / "unet.onnx", options, providers=["CPUExecutionProvider"])
 
 
-def run(image):
-    return session.run(None, {"image": image})[0]
+def run(images):
+    return session.run(None, {"image": images})[0]
 """
 
 

@@ -18,23 +18,22 @@ if TYPE_CHECKING:
 FILES = ("unet.xml", "unet.bin")
 SERVE = """import openvino
 
-settings = {
-    "PERFORMANCE_HINT": "LATENCY",
-    "INFERENCE_PRECISION_HINT": MANIFEST["settings"]["precision"],
-    "INFERENCE_NUM_THREADS": MANIFEST["settings"]["threads"],
-}
-compiled = openvino.Core().compile_model(HERE / "unet.xml", "CPU", settings)
+compiled = openvino.Core().compile_model(HERE / "unet.xml", "CPU", SETTINGS)
 
 
-def run(image):
-    return compiled(image)[0]
+def run(images):
+    return compiled(images)[0]
 """
 PRECISION = {"fp32": "f32", "amp_bf16": "bf16"}
 
 
 def settings(case: Case) -> dict[str, str | int]:
-    """The engine's name of the precision, and threads; 0 is all cores."""
-    return {"precision": PRECISION[case.precision], "threads": case.threads}
+    """What the engine is told, in its own words; 0 threads are all cores."""
+    return {
+        "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_PRECISION_HINT": PRECISION[case.precision],
+        "INFERENCE_NUM_THREADS": case.threads,
+    }
 
 
 def save(network: nn.Module, case: Case, folder: Path) -> None:
@@ -55,11 +54,7 @@ def load(folder: Path, case: Case) -> Call:
     import openvino
     import torch
 
-    told = {
-        "PERFORMANCE_HINT": "LATENCY",
-        "INFERENCE_PRECISION_HINT": PRECISION[case.precision],
-        "INFERENCE_NUM_THREADS": case.threads or torch.get_num_threads(),
-    }
+    told = settings(case) | {"INFERENCE_NUM_THREADS": case.threads or torch.get_num_threads()}
     compiled = openvino.Core().compile_model(folder / FILES[0], "CPU", told)
 
     def call(images: Tensor) -> Tensor:

@@ -1,3 +1,4 @@
+import ast
 import importlib.util
 import json
 import os
@@ -14,12 +15,16 @@ import torch
 from PIL import Image
 
 from bench.case import Case
+from bench.export.serve import text
 from bench.picture import picture, source
-from bench.weights import digest
+from bench.results import Header, Run
+from bench.runtimes.artefact import RUNTIMES
+from bench.weights import digest, look
 from unet import UNet
 from unet.checkpoint import load_weights, save_weights
 
 from .conftest import ROOT, TINY, Bench
+from .evidence import record
 
 CASE = Case(**TINY)  # type: ignore[arg-type]
 
@@ -37,11 +42,16 @@ def export(bench: Bench, wanted: Case, out: Path, *options: str) -> subprocess.C
     return bench.read("export", wanted.id, "--out", str(out), *options)
 
 
-def serve(bench: Bench, folder: Path, given: Path, into: Path) -> subprocess.CompletedProcess[str]:
-    """`serve.py` in a process that has never heard of the export, from another folder."""
-    variables = {**bench.variables, "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, str(folder / "serve.py"), str(given), str(into)]
+def python(bench: Bench, folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """A process that can `import serve`, and our packages where a bundle needs them; it starts in another folder."""
+    variables = {**bench.variables, "PYTHONPATH": os.pathsep.join([str(folder), str(ROOT)])}
+    variables.pop("AOTI_RUNTIME_CHECK_INPUTS", None)
+    command = [sys.executable, *arguments]
     return subprocess.run(command, cwd=folder.parent, env=variables, capture_output=True, text=True, check=False)
+
+
+def serve(bench: Bench, folder: Path, given: Path, into: Path) -> subprocess.CompletedProcess[str]:
+    return python(bench, folder, str(folder / "serve.py"), str(given), str(into))
 
 
 def rel_l2(found: np.ndarray, expected: np.ndarray) -> float:
@@ -92,48 +102,51 @@ def test_a_bundle_gives_what_eager_gives_in_a_fresh_process_and_refuses_what_it_
 
     batch, height, width = shape
     images, _ = picture(batch, height, width)
-    with torch.inference_mode():
-        expected = model(images).numpy()
-    np.save(tmp_path / "in.npy", images.numpy())
-    served = serve(bench, folder, tmp_path / "in.npy", tmp_path / "out.npy")
-    assert served.returncode == 0, served.stderr
-    logits = np.load(tmp_path / "out.npy")
-    assert (logits.dtype, logits.shape) == (np.float32, (batch, 2, height, width))
-    # Another picture than the one it was checked with, so a little more than the tolerance.
-    assert rel_l2(logits, expected) <= 1.5 * manifest["tolerance"]
-
     good = images.numpy()
     wrong = {
-        "dtype": (good.astype(np.float64), "TypeError: the image is float64: expected float32"),
-        "channels": (good[:, :2].copy(), "expected (N, 3, H, W)"),
-        "rank": (good[0], "expected (N, 3, H, W)"),
-        "size": (good[:, :, :1].copy(), "ValueError: height is 1: expected"),
-        "layout": (np.asfortranarray(good), "memory is not in the order N, C, H, W"),
+        "dtype": (good.astype(np.float64), "expected contiguous float32 (N, C, H, W)"),
+        "rank": (good[0], "expected contiguous float32 (N, C, H, W)"),
+        "layout": (np.asfortranarray(good), "expected contiguous float32"),
+        "channels": (good[:, :2].copy(), "channels is 2: expected 3 to 3"),
+        "none": (good[:0], "batch is 0: expected"),
+        "size": (good[:, :, :1].copy(), "height is 1: expected"),
     }
     if wanted.implementation == "aotinductor":
-        wrong["width"] = (np.zeros((1, 3, 32, 48), np.float32), "ValueError: width is 48: expected 32 to 32")
-    # One process for all: `predict` is what a server would import.
+        wrong["width"] = (np.zeros((1, 3, 32, 48), np.float32), "width is 48: expected 32 to 32")
+    # One process for all, that has never heard of the export: `predict` is what a server would import.
     code = (
-        f"import sys, pickle; sys.path.insert(0, {str(folder)!r})\n"
-        "import serve\n"
-        "for name, (image, _) in pickle.load(open(sys.argv[1], 'rb')).items():\n"
-        "    serve.run = None  # what comes so far has passed the check\n"
+        "import pickle, sys, numpy, serve\n"
+        "good, wrong = pickle.load(open(sys.argv[1], 'rb'))\n"
+        "numpy.save(sys.argv[2], serve.predict(good))\n"
+        "print(*sorted({'bench', 'kernels', 'unet'} & set(sys.modules)))\n"
+        "serve.run = None  # what comes so far has passed the check\n"
+        "for name, (image, _) in wrong.items():\n"
         "    try: serve.predict(image); print(name, 'passed')\n"
         "    except Exception as error: print(f'{name} {type(error).__name__}: {error}')\n"
     )
-    (tmp_path / "wrong.pickle").write_bytes(pickle.dumps(wrong))
-    variables = {**bench.variables, "PYTHONPATH": str(ROOT)}
-    said = subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path / "wrong.pickle")],
-        env=variables,
-        capture_output=True,
-        text=True,
-        check=False,
-    ).stdout.splitlines()
+    (tmp_path / "images.pickle").write_bytes(pickle.dumps((good, wrong)))
+    done = python(bench, folder, "-c", code, str(tmp_path / "images.pickle"), str(tmp_path / "out.npy"))
+    assert done.returncode == 0, done.stderr
+    ours, *said = done.stdout.splitlines()
+    assert ours == ("" if wanted.implementation in RUNTIMES else "bench unet"), "an artefact needs none of ours"
+    logits = np.load(tmp_path / "out.npy")
+    with torch.inference_mode():
+        expected = model(images).numpy()
+    assert (logits.dtype, logits.shape) == (np.float32, (batch, 2, height, width))
+    # Another picture than the one it was checked with, so a little more than the tolerance.
+    assert rel_l2(logits, expected) <= 1.5 * manifest["tolerance"]
     assert len(said) == len(wrong)
     for line, (name, (_, expected_words)) in zip(said, wrong.items(), strict=True):
-        assert line.startswith(f"{name} ")
+        assert line.startswith(f"{name} ValueError: ")
         assert expected_words in line
+
+
+@pytest.mark.parametrize("implementation", ["eager", *RUNTIMES])
+def test_what_is_shipped_to_serve_is_read_at_a_glance(implementation: str) -> None:
+    program = text(implementation)
+    ast.parse(program)
+    assert len([line for line in program.splitlines() if line.strip()]) <= 40
+    assert max(map(len, program.splitlines())) <= 120
 
 
 @pytest.mark.slow
@@ -144,13 +157,11 @@ def test_an_aotinductor_package_itself_refuses_another_shape(
     folder = tmp_path / "shipped"
     assert export(bench, case("aotinductor"), folder, "--weights", str(checkpoint[0])).returncode == 0
     code = (
-        f"import sys; sys.path.insert(0, {str(folder)!r})\n"
         "import numpy as np, serve\n"
         "serve.run(np.zeros((1, 3, 32, 32), np.float32)); print('right shape runs')\n"
         "serve.run(np.zeros((1, 3, 32, 48), np.float32)); print('wrong shape runs')\n"
     )
-    variables = {name: value for name, value in os.environ.items() if name != "AOTI_RUNTIME_CHECK_INPUTS"}
-    done = subprocess.run([sys.executable, "-c", code], env=variables, capture_output=True, text=True, check=False)
+    done = python(bench, folder, "-c", code)
     assert done.stdout.splitlines() == ["right shape runs"], done.stderr
     assert "unmatched dim value at 3, expected: 32, but got: 48" in done.stderr
 
@@ -219,8 +230,7 @@ def test_a_file_that_was_changed_since_is_not_served(bundle: tuple[Bench, Path],
     shutil.copytree(folder, copy)
     with (copy / "weights.pt").open("ab") as file:
         file.write(b"!")
-    np.save(tmp_path / "in.npy", np.zeros((1, 3, 32, 32), np.float32))
-    served = serve(bench, copy, tmp_path / "in.npy", tmp_path / "out.npy")
+    served = serve(bench, copy, tmp_path / "in.png", tmp_path / "out.png")
     assert served.returncode == 1
     assert "weights.pt is not the file that was exported" in served.stderr
 
@@ -246,7 +256,7 @@ def test_what_gives_the_wrong_answer_is_not_shipped_and_leaves_nothing(
     from bench.export import bundle, serve
     from bench.subject import recipe
 
-    monkeypatch.setattr(serve, "PYTORCH", serve.PYTORCH.replace(".float()", ".float().mul(1.01)"))
+    monkeypatch.setattr(serve, "TEXT", serve.TEXT.replace("return run(images)", "return run(images) * 1.01"))
     with pytest.raises(bundle.ExportError, match=r"serve\.py gives logits that are 0\.01 off fp32 eager's"):
         bundle.write(CASE, tmp_path / "shipped", weights=None, weights_file=fitted.path(recipe(CASE)), measured=None)
     assert list(tmp_path.iterdir()) == []
@@ -258,6 +268,9 @@ def test_what_gives_the_wrong_answer_is_not_shipped_and_leaves_nothing(
         ("nonsense", "'nonsense' is not possible"),
         (case("eager", task="train").id, "a training step is nothing to ship"),
         (case("eager", devices="2cpu").id, "a bundle runs in one process"),
+        (case("eager", frame="tiled").id, "a bundle takes whole images"),
+        (case("eager", container="sequential").id, "a bundle is of the plain network"),
+        (case("eager", modification="head").id, "a bundle is of the plain network"),
         (case("onnx", precision="amp_bf16").id, "computes in fp32 on a CPU"),
         (case("triton", devices="1gpu").id, "no CUDA device"),
     ],
@@ -272,6 +285,26 @@ def test_what_cannot_be_shipped_is_refused_in_one_line(
     assert len(told.stderr.splitlines()) == 1
     assert expected in told.stderr
     assert not (tmp_path / "shipped").exists()
+
+
+def test_a_case_of_another_network_than_the_checkpoint_is_refused(
+    bench: Bench, checkpoint: tuple[Path, UNet], tmp_path: Path
+) -> None:
+    told = export(bench, case("eager", width=6), tmp_path / "shipped", "--weights", str(checkpoint[0]))
+    assert (told.returncode, told.stdout) == (2, "")
+    assert "is a network of width 6, and" in told.stderr
+    assert not (tmp_path / "shipped").exists()
+
+
+def test_figures_of_other_weights_are_none_of_the_bundle(header: Header, checkpoint: tuple[Path, UNet]) -> None:
+    from bench.export.command import _measured
+
+    run = Run(path=Path("x.jsonl"), header=header, records=(record(CASE), record(case("onnx"), "crash")))
+    fitted = _measured(CASE, [run], None)
+    assert fitted is not None
+    assert fitted.figures == run.records[0].figures
+    assert _measured(CASE, [run], look(checkpoint[0])) is None
+    assert _measured(case("onnx"), [run], None) is None
 
 
 @pytest.mark.slow
