@@ -14,6 +14,8 @@ from bench.recommend.decide import Decision, decide
 from bench.recommend.evidence import SCATTER, Evidence, questions, weigh
 from bench.recommend.limits import OPTION, Limits
 from bench.results import Header, Record, Run, Status
+from bench.support import unsupported
+from bench.weights import Weights
 
 from .conftest import MACHINE
 from .evidence import NOON, case, record
@@ -65,10 +67,32 @@ def test_a_failure_in_one_run_counts_more_than_success_in_another(header: Header
     assert won(decide(_evidence(header, runs), Limits())) == "eager"
 
 
-def test_a_disturbed_winner_says_so(evidence: Callable[..., list[Evidence]]) -> None:
-    found = decide(evidence(record(case(), disturbed=True)), Limits())
-    assert found.winner is not None
-    assert any(caveat.startswith("disturbed") for caveat in found.winner.caveats)
+AGAINST = [
+    ({"disturbed": True}, "disturbed: other processes used the cores"),
+    ({"warmup_ended": "time"}, "warm-up ended before the steps were steady"),
+    ({"drifting": True}, "its speed was still moving"),
+    ({"throttled": "sw_power_cap"}, "the GPU's clock was held down"),
+    ({"agreement_meaningful": False}, "agreement of classes says nothing"),
+]
+
+
+@pytest.mark.parametrize(("figures", "said"), AGAINST, ids=lambda part: part[:12] if isinstance(part, str) else "")
+def test_what_speaks_against_a_winner_is_said_with_it_and_nothing_else(
+    evidence: Callable[..., list[Evidence]], figures: dict[str, str | bool], said: str
+) -> None:
+    winner = decide(evidence(record(case(), **figures)), Limits()).winner
+    assert winner is not None
+    first, alone = winner.caveats
+    assert first.startswith(said)
+    assert alone.startswith("one process: another draws another speed")
+
+
+def test_a_winner_of_changed_sources_says_that_it_does_not_count(header: Header) -> None:
+    changed = msgspec.structs.replace(header, environment=msgspec.structs.replace(header.environment, dirty=True))
+    for each, expected in ((header, 0), (changed, 1)):
+        winner = decide(_evidence(each, [[record(case())]]), Limits()).winner
+        assert winner is not None
+        assert sum("such results do not count" in caveat for caveat in winner.caveats) == expected
 
 
 def test_overlapping_intervals_are_a_tie_and_apart_ones_are_not(evidence: Callable[..., list[Evidence]]) -> None:
@@ -123,6 +147,17 @@ def test_unlike_networks_machines_sizes_and_tasks_are_never_compared(header: Hea
     elsewhere = Run(path=Path("y"), header=msgspec.structs.replace(header, environment=env), records=records[:1])
     found = questions([run, elsewhere])
     assert sorted(map(len, found.values())) == [1, 1, 1, 1, 1, 1, 2]
+
+
+def test_networks_of_unlike_weights_are_never_compared(header: Header) -> None:
+    def of(sha256: str) -> Run:
+        weights = Weights(path="x", sha256=sha256, channels=3, classes=2, upsampling="transposed", width=64, depth=4)
+        settings = msgspec.structs.replace(header.settings, weights=weights)
+        return Run(path=Path(sha256), header=msgspec.structs.replace(header, settings=settings), records=(one,))
+
+    one = record(case())
+    fitted = Run(path=Path("fitted"), header=header, records=(one,))
+    assert [question.weights for question in questions([fitted, of("a"), of("b"), of("a")])] == ["", "a", "b"]
 
 
 def test_a_limit_that_is_broken_is_named_with_how_much(evidence: Callable[..., list[Evidence]]) -> None:
@@ -191,6 +226,20 @@ def test_a_compiler_pays_off_after_as_many_images_as_its_start_costs(evidence: C
     assert even is not None
     assert even.images == 2000  # 19,995 ms at 10 ms an image saved, rounded up
     assert even.against == slow.case.id
+
+
+def test_what_starts_later_and_runs_slower_never_pays_off(evidence: Callable[..., list[Evidence]]) -> None:
+    small = record(case(), p50=20.0, first_call_ms=9000.0, peak_memory_mib=100.0)
+    found = decide(evidence(small, record(case("compile"), p50=10.0)), Limits(objective="memory"))
+    assert won(found) == "eager"
+    assert found.break_even is None
+
+
+def test_what_was_not_measured_in_the_objective_cannot_win(evidence: Callable[..., list[Evidence]]) -> None:
+    one, other = record(case()), record(case("compile"), energy_j_per_image=5.0)
+    found = decide(evidence(one, other), Limits(objective="energy"))
+    assert won(found) == "compile"
+    assert [(loser.why, loser.reason) for loser in found.losers] == [("unjudged", "energy was not measured")]
 
 
 def test_an_artefact_starts_as_soon_as_it_is_loaded(evidence: Callable[..., list[Evidence]]) -> None:
@@ -295,6 +344,7 @@ def test_what_was_not_measured_is_named_the_likest_to_the_best_first() -> None:
     assert apart == sorted(apart)
     assert case("compile", "amp_bf16", layout="nhwc") in found.cases
     assert not {case(), best} & set(found.cases)
+    assert {unsupported(one, MACHINE) for one in found.cases} == {None}
     assert found.absent["triton"] == "no CUDA device"
 
 

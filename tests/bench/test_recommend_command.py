@@ -4,6 +4,7 @@ import shlex
 import sys
 from pathlib import Path
 
+import msgspec
 import pytest
 import torch
 
@@ -48,6 +49,17 @@ def test_recommend_prints_winner_front_losers_and_what_may_win(bench: Bench, sav
     assert f"{case().id}: latency 22.0 ms, limit 15.0 ms, 1.47 times as much" in told.stdout
     assert "triton: unsupported: for a reason" in told.stdout
     assert f"python -m pytest bench --case {case('compile', layout='nhwc').id}" in told.stdout
+
+
+def test_what_is_missing_is_not_measured_here_for_another_machine(bench: Bench, header: Header, tmp_path: Path) -> None:
+    machine = msgspec.structs.replace(header.environment.machine, cpu="Intel Xeon of somebody else")
+    environment = msgspec.structs.replace(header.environment, machine=machine)
+    file = RunFile.create(msgspec.structs.replace(header, environment=environment), tmp_path)
+    file.append(record(case()))
+    told = bench.read("recommend", str(file.path), "--measure")
+    assert (told.returncode, told.stdout) == (2, "")
+    assert "--measure adds to its own" in told.stderr
+    assert len(told.stderr.splitlines()) == 1
 
 
 def test_recommend_as_json_is_an_object_a_question(bench: Bench, saved: Path) -> None:

@@ -12,7 +12,7 @@ from torch import fx, nn
 from bench.case import Case
 from bench.implementations import IMPLEMENTATIONS
 from bench.machine import ENGINES, engines, machine
-from bench.runtimes.artefact import RUNTIMES
+from bench.runtimes.artefact import RUNTIMES, on_cpu_as_it_likes
 from bench.runtimes.convert import convert
 from bench.support import unsupported
 from unet import UNet
@@ -68,11 +68,24 @@ def test_versions_of_engines_are_part_of_the_machine() -> None:
         (case("openvino", size="8x7"), "an image of 8x7 is too small"),
         (case("openvino", size="16x17", depth=4), "an artefact takes 32 pixels a side at least"),
         (case("folded", task="train"), "for inference alone"),
+        (case("aotinductor", precision="bf16"), "takes fp32 images"),
+        (case("aotinductor", task="train"), "an artefact is for inference alone"),
     ],
     ids=lambda part: part.id if isinstance(part, Case) else None,
 )
 def test_what_an_engine_cannot_is_unsupported_with_the_reason(wanted: Case, reason: str) -> None:
     assert (unsupported(wanted, ALL) or "").startswith(reason)
+
+
+def test_ahead_of_time_needs_the_compiler_that_compile_needs() -> None:
+    without = msgspec.structs.replace(ALL, cxx=None, cxx_missing="no C++ compiler")
+    assert unsupported(case("aotinductor"), without) == "no C++ compiler"
+    assert unsupported(case("aotinductor"), ALL) is None
+
+
+def test_engines_of_a_cpu_are_not_for_a_gpu() -> None:
+    (need,) = {on_cpu_as_it_likes("fp32")(case(name, devices="1gpu"), ALL) for name in ("onnx", "openvino")}
+    assert need == "runs on the CPU here"
 
 
 def test_folding_leaves_no_batch_norm_and_the_same_function() -> None:
@@ -187,4 +200,22 @@ class Unexportable(nn.Module):
 def test_an_engine_that_cannot_convert_a_network_says_why(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match=r"making unet\.pt2 failed: .*"):
         convert(RUNTIMES["aotinductor"], Unexportable().eval(), case("aotinductor"), tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+class TooLarge(nn.Module):
+    """A network that does not fit into the memory of who loads it."""
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return _no_memory, ()
+
+
+def _no_memory() -> None:
+    raise MemoryError
+
+
+@pytest.mark.slow
+def test_a_conversion_out_of_memory_is_told_as_that_and_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(MemoryError, match=r"making unet\.onnx ran out of memory"):
+        convert(RUNTIMES["onnx"], TooLarge(), case("onnx"), tmp_path)
     assert list(tmp_path.iterdir()) == []

@@ -1,3 +1,4 @@
+import shutil
 from pathlib import Path
 
 import pytest
@@ -6,9 +7,9 @@ import torch
 from bench.case import Case
 from bench.errors import UsageError
 from bench.picture import picture
-from bench.weights import Weights, digest, look
+from bench.weights import Weights, digest, look, state_of
 from unet import UNet
-from unet.checkpoint import save_weights
+from unet.checkpoint import CheckpointError, save_weights
 
 from .conftest import TINY, Bench
 
@@ -102,6 +103,16 @@ def test_a_single_logit_is_a_class_where_it_is_above_zero(bench: Bench, tmp_path
     assert infer.status == "ok", told.stdout
     assert 0.4 < infer.figures["largest_class"] < 0.6  # type: ignore[operator]
     assert (train.status, train.reason[:27]) == ("unsupported", "the loss here is of two cla")
+
+
+def test_a_checkpoint_that_changed_since_it_was_looked_at_is_not_measured(checkpoint: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "unet.pt"
+    shutil.copy(checkpoint, copy)
+    weights = look(copy)
+    assert set(state_of(weights)) == set(UNet(1, 3, bilinear=True, width=6, depth=2).state_dict())
+    save_weights(UNet(1, 3, bilinear=True, width=6, depth=2), copy)
+    with pytest.raises(CheckpointError, match="has changed since the run began"):
+        state_of(weights)
 
 
 def test_weights_of_another_network_are_refused_before_anything_is_measured(bench: Bench, checkpoint: Path) -> None:
