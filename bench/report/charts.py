@@ -126,22 +126,24 @@ def _names() -> alt.Axis:
 
 
 def devices(data: Data, colours: alt.Scale, width: int) -> Chart:
-    """Throughput over devices, dashed what it would be if none waited for another, and the share of it reached."""
+    """Throughput over devices, dashed what it would be if none waited for another, and the share the most reach."""
     x = alt.X("processes:O", axis=alt.Axis(title="devices", labelAngle=0))
     y = alt.Y("images_per_s:Q", axis=_values("images a second"), scale=alt.Scale(zero=True))
     base = alt.Chart(data).encode(x=x, detail="rung:N")
     colour = alt.Color("family:N", scale=colours, legend=None)
-    ideal = base.transform_filter("isValid(datum.ideal)").encode(y=alt.Y("ideal:Q"))
+    ideal = base.transform_filter("isValid(datum.ideal)").encode(y=alt.Y("ideal:Q"), color=colour)
     known = base.transform_filter("isValid(datum.images_per_s)").encode(y=y, color=colour)
     words = [_CASE, "processes:O", alt.Tooltip("images_per_s:Q", title="images a second", format=".3s")]
     words += [alt.Tooltip("efficiency_text:N", title="of the ideal"), alt.Tooltip("lost_text:N", title="step lost to")]
-    last = "datum.processes > 1 && datum.efficiency_text !== ''"
+    last = "datum.most && datum.processes > 1 && datum.efficiency_text !== ''"
     return dressed(
         alt.layer(
-            ideal.mark_line(color=SOFT, strokeDash=[5, 4], strokeWidth=1.5),
+            ideal.mark_line(strokeDash=[5, 4], strokeWidth=1.2, opacity=0.8),
             known.mark_line(strokeWidth=2),
             known.mark_point(filled=True, size=70, opacity=1).encode(tooltip=words),
-            base.transform_filter(last).mark_text(dy=16, fontSize=11, color=INK).encode(y=y, text="efficiency_text:N"),
+            base.transform_filter(last)
+            .mark_text(align="left", dx=8, fontSize=11, color=INK)
+            .encode(y=y, text="efficiency_text:N"),
             base.transform_filter(_FAILED).mark_text(dy=-8, color=BAD).encode(y=alt.datum(0), text="word:N"),
         ).properties(width=width, height=230)
     )

@@ -12,7 +12,7 @@ from bench.derive import ceiling_of, derived
 from bench.history.series import series
 from bench.history.steps import steps
 from bench.machine import slug
-from bench.report.scenes import FREE, family, rung, scene
+from bench.report.scenes import FREE, alone, family, rung, scene
 from bench.report.table import EXACTNESS, share, three_digits
 from bench.results import Record, Run
 
@@ -52,7 +52,7 @@ def cases(runs: Sequence[Run]) -> "pd.DataFrame":
 _LABELS = (
     *("run", "time", "commit", "id", "rung", "implementation", "family"),
     *("precision", "upsampling", "processes", "status", "word", "ceiling", "stages"),
-    *("stretch", "changed", "step"),
+    *("alone", "stretch", "changed", "step"),
 )
 
 
@@ -82,6 +82,7 @@ def _row(
         "ceiling": ceiling_of(run, record),
         "stages": record.stages,
         **{f"in_{chart}": f"{number}:{scene(case, chart)}" for chart in FREE},
+        "alone": f"{number}:{scene(alone(case), 'devices')}",
         # A history goes over the runs of a machine.
         "in_history": f"{slug(env.machine)}:{scene(case, 'history')}",
         **over_commits.get((run.path.stem, case.id), {}),
@@ -144,8 +145,11 @@ def upsampling(frame: "pd.DataFrame") -> "pd.DataFrame":
 
 
 def devices(frame: "pd.DataFrame") -> "pd.DataFrame":
-    """Throughput over the number of devices; `ideal` is the fewest devices' throughput times their number."""
-    found = frame.assign(view=frame["in_devices"])
+    """Throughput over the number of devices; `ideal` is the fewest devices' throughput times their number.
+
+    One device stands in every scene that several start from it: with the batch shared out, with another strategy.
+    """
+    found = _from_one_device(frame.assign(view=frame["in_devices"]))
     found = found[found.groupby(["view", "rung"])["processes"].transform("nunique") > 1].copy()
     found = found.sort_values(["view", "rung", "processes"], kind="stable")
     first = found.groupby(["view", "rung"])
@@ -157,8 +161,20 @@ def devices(frame: "pd.DataFrame") -> "pd.DataFrame":
     found["efficiency"] = found["images_per_s"] / found["ideal"]
     found["efficiency_text"] = found["efficiency"].map(lambda share: "" if math.isnan(share) else f"{share:.0%}")
     found["lost_text"] = [_lost(row) for _, row in found.iterrows()]
-    wanted = ("images_per_s", "ideal", "efficiency", "efficiency_text", "lost_text")
+    known = found["processes"].where(found["images_per_s"].notna())
+    found["most"] = known == known.groupby([found["view"], found["rung"]]).transform("max")
+    wanted = ("images_per_s", "ideal", "efficiency", "efficiency_text", "most", "lost_text")
     return found[["view", "case", "rung", "family", "processes", "word", *wanted]]
+
+
+def _from_one_device(frame: "pd.DataFrame") -> "pd.DataFrame":
+    """The frame, and once more each row of one device for the other views in which it is where several start."""
+    one = frame[frame["processes"] == 1].reset_index()[["index", "in_devices"]]
+    lacking = frame[~frame["view"].isin(one["in_devices"])]
+    starts = lacking[["view", "alone"]].drop_duplicates()
+    more = starts.merge(one, left_on="alone", right_on="in_devices")
+    found = frame.loc[[*frame.index, *more["index"]]]
+    return found.assign(view=[*frame["view"], *more["view"]]).reset_index(drop=True)
 
 
 def _lost(row: "pd.Series") -> str:
@@ -175,11 +191,13 @@ def front(frame: "pd.DataFrame", cost: str) -> "pd.DataFrame":
     least = found.groupby("view")["cost"].cummin()
     found["front"] = (found["cost"] == least) & ~found.duplicated(["view", "cost"])
     found["label"] = found["rung"] + " " + found["upsampling"]
+    ends = found.groupby("view")["p50_ms"].agg(["min", "max"]).mean(axis="columns")
+    found["right"] = found["p50_ms"] > found["view"].map(ends)
     found["named"] = found["front"] & (found.groupby("view")["front"].transform("sum") <= LABELS)
     for name in ("p50_ms", "cost", "images_per_s"):
         found[f"{name}_text"] = found[name].map(three_digits)
     texts = ("p50_ms_text", "cost_text", "images_per_s_text")
-    return found[["view", "case", "label", "family", "upsampling", "p50_ms", "cost", "front", "named", *texts]]
+    return found[["view", "case", "label", "family", "upsampling", "p50_ms", "cost", "front", "named", "right", *texts]]
 
 
 def break_even(frame: "pd.DataFrame") -> "pd.DataFrame":

@@ -54,7 +54,9 @@ def _drawings(runs: Sequence[Run]) -> Iterator[tuple[catalog.Chart, "pd.DataFram
     colours = catalog.colours(cases)
     for found in catalog.drawn(cases):
         for view, rows in found.rows.items():
-            case = int(rows["case"].iloc[0])
+            # Not a row that the scene has from another, such as the one device that a shared batch is compared with.
+            own = cases[f"in_{found.chart.scene}"] == view
+            case = int(next(number for number in rows["case"] if own[number]))
             run = runs[int(cases["run"].iloc[case])]
             said = f"{found.chart.title}: {title(records[case].case, found.chart.scene)}"
             drawing = found.chart.draw(rows, colours, WIDTH).properties(

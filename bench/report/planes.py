@@ -36,12 +36,19 @@ def front(data: Data, colours: alt.Scale, width: int, cost: str) -> Chart:
         alt.layer(
             best.mark_line(interpolate="step-after", color=SOFT, strokeDash=[4, 3], strokeWidth=1.5),
             base.mark_point(filled=True, size=110, cursor="pointer").encode(
+                # In another place than the colours: on a phone a legend that is wider than the plot would shrink it.
                 color=alt.Color("family:N", scale=colours),
-                shape=alt.Shape("upsampling:N", scale=shape, legend=alt.Legend(symbolFillColor=SOFT)),
+                shape=alt.Shape("upsampling:N", scale=shape, legend=alt.Legend(symbolFillColor=SOFT, orient="bottom")),
                 opacity=alt.condition("datum.front", alt.value(1), alt.value(0.45)),
                 tooltip=words,
             ),
-            named.mark_text(align="left", dx=9, dy=-9, fontSize=11, color=INK).encode(text="label:N"),
+            # Towards the middle: a label that stood out of the plot would shrink all of it to fit the page.
+            named.transform_filter("!datum.right")
+            .mark_text(align="left", dx=9, dy=-9, fontSize=11, color=INK)
+            .encode(text="label:N"),
+            named.transform_filter("datum.right")
+            .mark_text(align="right", dx=-9, dy=-9, fontSize=11, color=INK)
+            .encode(text="label:N"),
         ).properties(width=width, height=320)
     )
 

@@ -2,6 +2,8 @@
 
 from collections.abc import Collection, Mapping
 
+import msgspec
+
 from bench.case import AXES, Case
 
 # Of one network on one device, what is tried to make it faster or smaller.
@@ -27,6 +29,12 @@ def title(case: Case, chart: str = "ladder") -> str:
     """The same in words: `infer · transposed · batch 1 · 256x256 · 1cpu`."""
     named = {name: f"{name} {{}}" for name in ("batch", "width", "depth", "threads", "accumulation")}
     return " · ".join(named.get(name, "{}").format(getattr(case, name)) for name in _held(case, chart))
+
+
+def alone(case: Case) -> Case:
+    """The case that one device of these runs: how several share a step and a batch is no question there."""
+    device = f"1{case.devices[-3:]}"
+    return msgspec.structs.replace(case, devices=device, strategy="auto", scaling="weak", batchnorm="local")
 
 
 def rung(case: Case) -> str:

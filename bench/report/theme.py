@@ -59,7 +59,7 @@ def dressed(chart: Any) -> Any:  # noqa: ANN401 (any of altair's charts, which s
         chart.configure(font=FONT, background=PAPER, padding=4)
         .configure_view(stroke=None)
         .configure_axis(**text, domainColor=LINE, tickColor=LINE, gridColor=LINE, gridOpacity=0.6, labelLimit=170)
-        .configure_legend(**text, orient="top", title=None, symbolStrokeWidth=0, labelLimit=220)
+        .configure_legend(**text, orient="top", columns=4, title=None, symbolStrokeWidth=0, labelLimit=220)
         .configure_title(
             color=INK, subtitleColor=SOFT, anchor="start", fontSize=12, fontWeight=600, subtitleFontSize=11, offset=8
         )

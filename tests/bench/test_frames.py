@@ -74,6 +74,26 @@ def test_without_a_figure_of_the_fewest_devices_there_is_no_ideal(header: Header
     assert rows["efficiency_text"].tolist() == ["", ""]
 
 
+def test_a_batch_that_is_shared_out_is_compared_with_the_same_batch_on_one_device(
+    header: Header, make_record: MakeRecord
+) -> None:
+    def case(devices: str, **axes: str) -> Case:
+        return Case(task="train", batch=16, devices=devices, **axes)  # type: ignore[arg-type]
+
+    strong = [
+        record(make_record, case(f"{count}gpu", scaling="strong"), speed) for count, speed in ((2, 90.0), (4, 160.0))
+    ]
+    weak = [record(make_record, case("1gpu"), 50.0), record(make_record, case("2gpu"), 100.0)]
+    synced = record(make_record, case("2gpu", batchnorm="syncbn"), 80.0)
+    other = record(make_record, msgspec.structs.replace(case("1gpu"), batch=8), 40.0)
+    rows = frames.devices(frames.cases([run(header, *strong, *weak, synced, other)]))
+    found = {view: group.set_index("processes")["ideal"].to_dict() for view, group in rows.groupby("view")}
+    assert sorted(map(list, found.values())) == [[1, 2], [1, 2], [1, 2, 4]]
+    (shared,) = [ideal for view, ideal in found.items() if "strong" in view]
+    assert shared == {1: 50.0, 2: 100.0, 4: 200.0}
+    assert sorted(rows[rows["most"]]["processes"]) == [2, 2, 4]
+
+
 def test_a_start_pays_off_after_what_the_figures_say(header: Header, make_record: MakeRecord) -> None:
     records = [
         record(make_record, Case(), 10.0, first_call_ms=100.0),
