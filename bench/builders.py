@@ -83,7 +83,10 @@ def model(  # noqa: PLR0913, PLR0917 (one argument for each option)
         three_digits(sum(row.activation_bytes for row in rows) / 2**20),
     )
     _print(
-        ("layer", "kind", "output (N×C×H×W)", "parameters", "GMAC", "activation MiB (fp32)"), [*cells, total], labels=3
+        ("layer", "kind", "output (N×C×H×W)", "parameters", "GMAC", "output MiB (fp32)"),
+        [*cells, total],
+        labels=3,
+        dispensable=("kind",),
     )
 
 
@@ -153,7 +156,7 @@ def resources(
         )
         for row in found
     ]
-    _print(headings, cells, labels=2)
+    _print(headings, cells, labels=2, dispensable=("async copies", "tensor core"))
 
 
 def tune(
@@ -187,7 +190,9 @@ def tune(
     raise typer.Exit(status)
 
 
-def _print(headings: Sequence[str], rows: Sequence[Sequence[str]], *, labels: int) -> None:
-    from bench.report.terminal import console, draw
+def _print(
+    headings: Sequence[str], rows: Sequence[Sequence[str]], *, labels: int, dispensable: Sequence[str] = ()
+) -> None:
+    from bench.report.terminal import console, print_table
 
-    console().print(draw(headings, rows, labels=labels), crop=False)
+    print_table(console(), headings, rows, labels=labels, dispensable=dispensable)

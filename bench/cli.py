@@ -51,13 +51,14 @@ def list_(
     from bench import implementations, matrix
     from bench.case import AXES, CaseError, allowed, parse_axes
     from bench.machine import machine
+    from bench.report.terminal import console, print_table
     from bench.support import unsupported
 
     try:
         implementations.load(load)
         if axes:
-            for name, description in AXES.items():
-                typer.echo(f"{name:16}{description.help}: {allowed(name)}")
+            every = [(name, axis.help, allowed(name)) for name, axis in AXES.items()]
+            print_table(console(), ("axis", "what it is", "values"), every, labels=3)
             return
         here = machine()
         cases = matrix.cases(here, preset=preset, axes=parse_axes(axis))
@@ -71,9 +72,10 @@ def list_(
             row = {"id": case.id, **msgspec.to_builtins(case), "unsupported": reason}
             typer.echo(msgspec.json.encode(row).decode())
         return
-    wide = max((len(case.id) for case in cases), default=0)
-    for case, reason in zip(cases, reasons, strict=True):
-        typer.echo(f"{case.id:{wide}}  unsupported: {reason}" if reason else case.id)
+    rows = [
+        (case.id, f"unsupported: {reason}" if reason else "runs") for case, reason in zip(cases, reasons, strict=True)
+    ]
+    print_table(console(), ("case", "on this machine"), rows, labels=2)
     left_out = sum(reason is not None for reason in reasons)
     typer.echo(f"{len(cases)} cases, {len(cases) - left_out} supported here", err=True)
 

@@ -31,6 +31,7 @@ def doctor(
     from bench import noise
     from bench.doctor import findings
     from bench.environment import environment
+    from bench.report.terminal import console, print_table
     from bench.runner import Runner
 
     env = environment()
@@ -40,21 +41,23 @@ def doctor(
         runner = Runner(env, noise.SETTINGS)
         start = time.monotonic()
 
+        def tell(text: str) -> None:
+            if os.isatty(2):
+                typer.echo(text, nl=False, err=True)
+
         def measure() -> "Record":
-            typer.echo(f"\rmeasuring the noise: {time.monotonic() - start:.0f} s of about 60", nl=False, err=True)
+            tell(f"\rmeasuring the noise: {time.monotonic() - start:.0f} s of about 60")
             return runner.run(noise.CASE)
 
         measured = noise.noise(measure, time.monotonic)
-        typer.echo("", err=True)
+        tell("\n")
         found.append(noise.about(measured))
     if json:
         told = {"findings": found, "noise": measured}
         typer.echo(msgspec.json.encode(told).decode())
     else:
-        for one in found:
-            typer.echo(f"{one.level:5} {one.what}")
-            if one.advice:
-                typer.echo(f"      → {one.advice}")
+        rows = [(one.level, f"{one.what}\n→ {one.advice}" if one.advice else one.what) for one in found]
+        print_table(console(), ("", "this machine"), rows, labels=2, grouped=False)
     if any(one.level == "bad" for one in found):
         raise typer.Exit(UNFIT)
 
@@ -73,6 +76,7 @@ def ceilings(
     from bench.environment import environment
     from bench.machine import usable_gpus
     from bench.report.table import three_digits
+    from bench.report.terminal import console, print_table, print_text
     from bench.results import Settings
     from bench.runner import Runner
 
@@ -85,12 +89,14 @@ def ceilings(
     threads = 0 if on_gpu else env.machine.cores
     request = Request(device="gpu" if on_gpu else "cpu", threads=threads, precisions=wanted)
     found = Runner(env, Settings()).ceilings_of(request)
-    if found:
-        typer.echo(f"copy  {three_digits(found[0].gb_per_s)} GB/s")
-    for one in found:
-        typer.echo(f"{one.precision:4}  {three_digits(one.tflop_per_s)} TFLOP/s")
-    for left_out in set(wanted) - {one.precision for one in found}:
-        typer.echo(f"{left_out:4}  unsupported: this device does not multiply it")
+    rates = [("copy, GB/s", three_digits(found[0].gb_per_s))] if found else []
+    rates += [(f"product in {one.precision}, TFLOP/s", three_digits(one.tflop_per_s)) for one in found]
+    left_out = [name for name in wanted if name not in {one.precision for one in found}]
+    rates += [(f"product in {name}, TFLOP/s", "unsupported") for name in left_out]
+    on = console()
+    print_table(on, (f"at best, {request.device}", "rate"), rates, labels=1)
+    if left_out:
+        print_text(on, "  unsupported: this device does not multiply it", "dim")
     if json is not None:
         json.write_bytes(msgspec.json.format(msgspec.json.encode(found), indent=1))
 

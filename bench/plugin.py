@@ -257,13 +257,11 @@ def pytest_terminal_summary(terminalreporter: Any, exitstatus: int, config: pyte
     """The comparison, and where it was saved."""
     if _session not in config.stash or (run := config.stash[_session].close()) is None:
         return
-    from bench.report.terminal import PIPED_WIDTH, show
+    from bench.report.terminal import console, show
 
     out = io.StringIO()
-    writer = config.get_terminal_writer()
-    terminal = writer.hasmarkup
-    width = writer.fullwidth if terminal else PIPED_WIDTH
-    show(run, Console(file=out, force_terminal=terminal, width=width, highlight=False))
+    plain = not config.get_terminal_writer().hasmarkup
+    show(run, console(out, terminal=terminalreporter.isatty, plain=plain))
     terminalreporter.ensure_newline()
     terminalreporter.write(out.getvalue())
     session = config.stash[_session]

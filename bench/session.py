@@ -18,6 +18,7 @@ from bench.case import Case
 from bench.environment import Environment, environment
 from bench.formats import benchmark_json
 from bench.report.table import one_line, three_digits
+from bench.report.terminal import print_table
 from bench.results import RESULTS, Header, Record, Run, RunFile, Settings, read, resumable
 from bench.runner import Runner
 from bench.support import unsupported
@@ -105,6 +106,7 @@ class Session:
         self._ahead = list(selected)
         self._continued()
         machine, settings = self.environment.machine, self.options.settings
+        rows = []
         left = 0
         for case in selected:
             if (why := unsupported(case, machine)) is not None:
@@ -114,7 +116,8 @@ class Session:
             else:
                 left += 1
                 words = estimate.words(estimate.prior_s(case, settings, machine))
-            console.print(Text(f"{case.id}  {words}"), soft_wrap=True)
+            rows.append((case.id, words))
+        print_table(console, ("case", "to measure it"), rows, labels=2)
         console.print(Text(f"{len(selected)} cases, {left} to measure: {estimate.words(self.left_s(0))}"))
 
     def _header(self) -> Header:

@@ -1,12 +1,11 @@
 """A gate's report on a terminal."""
 
 from rich.console import Console
-from rich.text import Text
 
 from bench.gate.markdown import change_of, verdict_of
 from bench.gate.report import Report
 from bench.report.table import DASH, one_line, three_digits
-from bench.report.terminal import draw
+from bench.report.terminal import print_table, print_text
 
 STYLES = {0: "bold green", 4: "bold yellow", 5: "bold yellow"}
 
@@ -24,23 +23,22 @@ def show(report: Report, on: Console) -> None:
         for row in rows
     ]
     if cells:
-        on.print(draw(headings, cells, labels=3), crop=False)
+        print_table(on, headings, cells, labels=3, dispensable=("could see", "trials", "base", "head"))
     for row in rows:
         if row.reason:
-            on.print(Text(f"  {row.name}: {one_line(row.reason)}"), style="dim", soft_wrap=True)
+            print_text(on, f"  {row.name}: {one_line(row.reason)}", "dim")
     for note in report.notes:
-        on.print(Text(f"  {one_line(note)}"), style="dim", soft_wrap=True)
+        print_text(on, f"  {one_line(note)}", "dim")
     for mute in report.mutes:
         state = "EXPIRED" if mute in report.expired else "until"
-        on.print(Text(f"  mute {mute.row} · {mute.metric}: {mute.reason}, {state} {mute.expires}"), soft_wrap=True)
+        print_text(on, f"  mute {mute.row} · {mute.metric}: {mute.reason}, {state} {mute.expires}")
     equal = len(report.rows) - len(rows)
     if equal:
-        on.print(Text(f"{equal} deterministic rows are the same in base and head"), style="dim")
+        print_text(on, f"{equal} deterministic rows are the same in base and head", "dim")
     if report.noise_floor is not None and report.smallest is not None:
-        on.print(
-            Text(
-                f"noise floor {report.noise_floor * 100:.1f} %, smallest slow-down this run could have seen "
-                f"{report.smallest * 100:.1f} %"
-            )
+        print_text(
+            on,
+            f"noise floor {report.noise_floor * 100:.1f} %, smallest slow-down this run could have seen "
+            f"{report.smallest * 100:.1f} %",
         )
-    on.print(Text(report.verdict), style=STYLES.get(report.status, "bold red"), soft_wrap=True)
+    print_text(on, report.verdict, STYLES.get(report.status, "bold red"))

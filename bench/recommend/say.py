@@ -4,7 +4,6 @@ from collections import Counter
 from collections.abc import Iterator
 
 from rich.console import Console
-from rich.text import Text
 
 from bench.case import AXES, Case
 from bench.recommend.answer import Answer
@@ -12,7 +11,7 @@ from bench.recommend.decide import Decision, Standing
 from bench.recommend.evidence import CHOICES, Interval, Question, latency_figure
 from bench.recommend.limits import OPTION, UNITS, Limits
 from bench.report.table import DASH, three_digits
-from bench.report.terminal import draw
+from bench.report.terminal import print_table, print_text
 
 NOT_MEASURED = "not measured, so it might win (nothing here is extrapolated):"
 SHOWN = 8
@@ -24,7 +23,7 @@ def say(answer: Answer, on: Console) -> None:
     decision, limits = answer.decision, answer.limits
 
     def line(text: str, style: str = "") -> None:
-        on.print(Text(text, style=style), soft_wrap=True)
+        print_text(on, text, style)
 
     for conditions in answer.conditions:
         line(conditions, "dim")
@@ -34,14 +33,15 @@ def say(answer: Answer, on: Console) -> None:
     for text in _nothing(decision) if decision.winner is None else _winner(decision.winner, decision, limits):
         line(text)
     if len(decision.front) > 1:
-        line("\non the Pareto front (nothing measured is at least as good in every respect):")
+        line("")
+        line("on the Pareto front (nothing measured is at least as good in every respect):")
         rows = [_cells(one) for one in decision.front]
         headings = ("case", f"p{limits.percentile} ms", "img/s", "peak MiB", "same class", "J/img", "start s")
         kept = [i for i in range(len(headings)) if any(row[i] != DASH for row in rows)]
-        on.print(draw([headings[i] for i in kept], [[row[i] for i in kept] for row in rows], labels=1), crop=False)
-    for heading, texts in (("lost:", _lost(decision)), (NOT_MEASURED, _left(answer))):
-        for number, text in enumerate(texts):
-            line(f"{'' if number else chr(10) + heading + chr(10)}  {text}")
+        print_table(on, [headings[i] for i in kept], [[row[i] for i in kept] for row in rows], labels=1)
+    for heading, texts in (("lost:", list(_lost(decision))), (NOT_MEASURED, list(_left(answer)))):
+        for text in ["", heading, *(f"  {text}" for text in texts)] if texts else ():
+            line(text)
     line("")
 
 

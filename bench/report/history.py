@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 BARS = "▁▂▃▄▅▆▇█"
 SHOWN = 40
+SERIES = ("case", "over the runs", "first", "last", "runs", "failed")
+STEPS = ("case", "step", "commits", "first run", "change", "runs since", "p")
 
 
 def history(
@@ -68,23 +70,38 @@ def _runs(results: Path) -> Iterator["Run"]:
 
 
 def _print(every: Sequence[tuple["Series", list["Step"]]], *, left_out: int, only_steps: bool) -> None:
-    from bench.report.table import three_digits
+    from bench.report.terminal import console, print_table, print_text
 
+    on = console()
     for machine in dict.fromkeys(one.machine for one, _ in every):
-        typer.echo(f"{machine} · {every[0][0].metric}")
-        for one, mine in every:
-            if one.machine != machine or (only_steps and not mine):
-                continue
-            points = [point for stretch in one.stretches for point in stretch.points]
-            failed = f", failed in {one.failed}" if one.failed else ""
-            ends = f"{three_digits(points[0].value)} → {three_digits(points[-1].value)}" if points else "–"
-            typer.echo(f"  {_sparks(one)}  {one.case}  {ends}, {len(points)} runs{failed}")
+        here = [(one, mine) for one, mine in every if one.machine == machine and (mine or not only_steps)]
+        print_text(on, f"{machine} · {every[0][0].metric}", "bold")
+        if here:
+            print_table(on, SERIES, [_row(one) for one, _ in here], labels=2, dispensable=("failed",))
+        for one, _ in here:
             for stretch in one.stretches[1:]:
-                typer.echo(f"      | from {stretch.points[0].run} on not comparable with before: {stretch.changed}")
-            for step in mine:
-                typer.echo(f"      {_sign(step)} {_said(step)}")
+                since = f"from {stretch.points[0].run} on not comparable with before: {stretch.changed}"
+                print_text(on, f"  {one.case}: {since}", "dim")
+        steps = [_step(step) for _, mine in here for step in mine]
+        if steps:
+            on.print()
+            print_table(on, STEPS, steps, labels=4, dispensable=("first run", "p"))
+        on.print()
     if left_out:
         typer.echo(f"{left_out} runs of changed sources (-dirty) do not count", err=True)
+
+
+def _row(one: "Series") -> tuple[str, ...]:
+    from bench.report.table import three_digits
+
+    values = [point.value for stretch in one.stretches for point in stretch.points]
+    first, last = (three_digits(value) for value in (values[:1] + values[-1:] or (None, None)))
+    return one.case, _sparks(one), first, last, str(len(values)), str(one.failed)
+
+
+def _step(step: "Step") -> tuple[str, ...]:
+    change = f"{step.change * 100:+.1f} %"
+    return step.case, _sign(step), step.commits, step.after.run, change, str(step.runs_after), f"{step.p:.2g}"
 
 
 def _sparks(one: "Series") -> str:
@@ -104,13 +121,6 @@ def _sparks(one: "Series") -> str:
 
 def _sign(step: "Step") -> str:
     return "WORSE" if step.worse else "BETTER"
-
-
-def _said(step: "Step") -> str:
-    return (
-        f"{step.change * 100:+.1f} % with {step.commits} "
-        f"({step.before.run} → {step.after.run}, {step.runs_after} runs since, p = {step.p:.2g})"
-    )
 
 
 def _markdown(steps: Sequence["Step"]) -> str:

@@ -41,11 +41,16 @@ def generated(files: tuple[str, ...] = FILES) -> Iterator[tuple[Path, str]]:
                 pictures.append((picture, svg))
             else:
                 text = _output(source)
-                text = text if kind == "markdown" else f"```console\n$ {source}\n{text}```\n"
+                text = text if kind == "markdown" else f"```console\n$ {source}\n{_trimmed(text)}```\n"
             return f"{begin}\n{text}\n{end}"
 
         yield path, _PART.sub(part, path.read_text(encoding="utf-8"))
         yield from pictures
+
+
+def _trimmed(text: str) -> str:
+    """Without the blanks that pad the last column of a table."""
+    return "".join(f"{line.rstrip()}\n" for line in text.splitlines())
 
 
 def write() -> Iterator[Path]:

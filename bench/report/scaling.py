@@ -24,6 +24,8 @@ MEASURED = {
     "allreduce_ms": "all-reduce ms",
     "allreduce_gb_s": "GB/s",
 }
+# Left out first where the terminal is narrow.
+DISPENSABLE = ("gradients MiB", "data ms", "all-reduce ms", "GB/s")
 SHARES = ("scaling_efficiency", "lost_to_compute", "lost_to_imbalance", "lost_to_allreduce")
 HEADINGS = ("", "devices", "img/s", "efficiency", "step ms", "all-reduce ms", "exposed ms")
 
@@ -57,7 +59,8 @@ def scaling(
     many = [(run, record) for run, record in found if record.case.device_count > 1]
     one = [(run, record, step) for run, record in found if (step := _step(record)) is not None]
     if not many and not (one and interconnect):
-        raise UsageError(_nothing(keyword, known=bool(one), asked=interconnect is not None))
+        where = ", ".join(run.path.name for run in read)
+        raise UsageError(f"{where}: {_nothing(keyword, known=bool(one), asked=interconnect is not None)}")
     predicted = [
         (run, record, list(_predictions(step, numbers, interconnect)) if interconnect else [])
         for run, record, step in one
@@ -146,21 +149,21 @@ def _print_json(many: Many, predicted: Predicted, interconnect: "Interconnect | 
 
 
 def _print(many: Many, predicted: Predicted, interconnect: "Interconnect | None") -> None:
-    from rich.text import Text
-
     from bench.report.table import conditions, three_digits
-    from bench.report.terminal import console, draw
+    from bench.report.terminal import console, print_table, print_text
 
     on = console()
     runs = {run.path: run for run in (*(run for run, _ in many), *(run for run, _, _ in predicted))}
     for run in runs.values():
-        on.print(Text(conditions(run)), style="dim", soft_wrap=True)
+        print_text(on, conditions(run), "dim")
     if many:
-        on.print(Text("\nmeasured: a step's time, shares that add up to 1; data in no step"), style="bold")
+        on.print()
+        print_text(on, "measured: a step's time, shares that add up to 1; data in no step", "bold")
         rows = [(record.case.id, *(_cell(record, name) for name in MEASURED)) for _, record in many]
-        on.print(draw(("case", *MEASURED.values()), rows, labels=1), crop=False)
+        print_table(on, ("case", *MEASURED.values()), rows, labels=1, dispensable=DISPENSABLE)
     for _, record, ones in predicted if interconnect else ():
-        on.print(Text(f"\npredicted, not measured: {_stated(interconnect)}; from {record.case.id}"), style="bold")
+        on.print()
+        print_text(on, f"predicted, not measured: {_stated(interconnect)}; from {record.case.id}", "bold")
         rows = [
             (
                 "predicted",
@@ -171,7 +174,7 @@ def _print(many: Many, predicted: Predicted, interconnect: "Interconnect | None"
             )
             for one in ones
         ]
-        on.print(draw(HEADINGS, rows, labels=1), crop=False)
+        print_table(on, HEADINGS, rows, labels=1)
 
 
 def _cell(record: "Record", name: str) -> str:

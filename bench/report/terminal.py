@@ -1,96 +1,172 @@
-"""Tables on a terminal: as wide as it is, plain when piped, `NO_COLOR` respected (all by rich)."""
+"""What a command prints: one look for every table, and for the prose around it.
+
+A terminal gets what fits it; a pipe gets whole lines, for whom searches or cuts them, and tables as wide as `COLUMNS`
+where that is set. No colour and no other escape code is in a pipe, or anywhere with `NO_COLOR`.
+"""
 
 import io
+import os
+import re
 import sys
-from collections.abc import Collection, Sequence
-from typing import IO
+import textwrap
+from collections.abc import Collection, Iterable, Sequence
+from typing import IO, Literal
 
+from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
 
 from bench.report.stages import HEADINGS, stage_rows
-from bench.report.table import Table, conditions, tables
+from bench.report.table import conditions, tables
 from bench.results import Run
 
-PIPED_WIDTH = 160
+WHOLE = 10_000
+"""Columns of a pipe."""
+NARROWEST = 16
+"""Columns below which a label is not folded."""
+GAP = 2
 # Left out first where the terminal is narrow; what is left decides.
 DISPENSABLE = ("95 %, this process", "p90 ms", "first call s", "same class", "rel. L2", "peak MiB", "img/s")
+# Between words, and behind the parts of a case's id or of a layer's name.
+_PIECE = re.compile(r".+?(?:[\s-]+|\.(?=[a-z])|$)")
 
 
-def console(file: IO[str] | None = None) -> Console:
-    """A console on standard output or `file`; wide enough for whole rows where there is no terminal to fit."""
+def console(file: IO[str] | None = None, *, terminal: bool | None = None, plain: bool = False) -> Console:
+    """A console on standard output or `file`.
+
+    Args:
+        file: where to.
+        terminal: whether that ends on a terminal, where the file cannot tell.
+        plain: without colours, whatever the terminal can.
+    """
     stream = file or sys.stdout
     if isinstance(stream, io.TextIOWrapper):
         stream.reconfigure(errors="replace")  # a terminal without × and … is no reason to fail
-    found = Console(file=file, highlight=False, soft_wrap=False)
-    return found if found.is_terminal else Console(file=file, highlight=False, width=PIPED_WIDTH)
+    found = Console(file=file, highlight=False, force_terminal=terminal, color_system=None if plain else _colours())
+    if not found.is_terminal and "COLUMNS" not in os.environ:
+        found.width = WHOLE
+    return found
 
 
 def error_console() -> Console:
     """The console on standard error, for progress: what a command prints can be piped on."""
-    return Console(stderr=True, highlight=False)
+    return Console(stderr=True, highlight=False, color_system=_colours())
+
+
+def _colours() -> Literal["auto"] | None:
+    """Of itself rich takes `NO_COLOR` to allow bold and dim."""
+    return None if os.environ.get("NO_COLOR") else "auto"
 
 
 def show(run: Run, on: Console) -> None:
     """Print the tables of a run."""
-    on.print(Text(conditions(run)), style="dim", soft_wrap=True)
+    print_text(on, conditions(run), "dim")
     if run.damaged:
-        on.print(Text(f"{run.damaged} line(s) of {run.path} cannot be read; the others are whole."), style="yellow")
+        print_text(on, f"{run.damaged} line(s) of {run.path} cannot be read; the others are whole.", "yellow")
     for table in tables(run):
         on.print()
-        on.print(Text(table.title), style="bold", soft_wrap=True)
-        on.print(_fitting(table, on.width), crop=False)
+        print_text(on, table.title, "bold")
+        print_table(on, table.headings, table.rows, labels=table.labels, bold=table.baselines, dispensable=DISPENSABLE)
         for note in table.notes:
-            on.print(Text(f"  {note}"), style="dim", soft_wrap=True)
+            print_text(on, f"  {note}", "dim")
     for record in run.records:
         if record.stages:
             on.print()
-            on.print(Text(f"stages of {record.case.id}"), style="bold", soft_wrap=True)
-            on.print(draw(HEADINGS, list(stage_rows(run, record)), labels=1), crop=False)
+            print_text(on, f"stages of {record.case.id}", "bold")
+            print_table(on, HEADINGS, list(stage_rows(run, record)), labels=1, dispensable=("GB", "GFLOP"))
 
 
-def _fitting(table: Table, width: int) -> RichTable:
-    """The table without the columns that one can do without, if it is too wide: a figure is never cut off."""
-    columns = list(range(len(table.headings)))
-    for heading in DISPENSABLE:
-        if _width([[row[column] for column in columns] for row in (table.headings, *table.rows)]) <= width:
-            break
-        columns = [column for column in columns if table.headings[column] != heading]
-    rows = [[row[column] for column in columns] for row in table.rows]
-    return draw([table.headings[column] for column in columns], rows, labels=table.labels, bold=table.baselines)
+def print_text(on: Console, text: str, style: str = "") -> None:
+    """Print a line of prose, on a terminal in several where it is too long; a command stays whole, to be copied."""
+    if on.is_terminal and "python -m " not in text:
+        indent = " " * (len(text) - len(text.lstrip()) + 2)
+        lines = textwrap.wrap(text, on.width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
+        text = "\n".join(lines)
+    on.print(Text(text), style=style, soft_wrap=True)
 
 
-def _width(rows: Sequence[Sequence[str]]) -> int:
-    """Of a table of these rows: its cells and two signs between columns."""
-    return sum(max(map(len, column)) + 2 for column in zip(*rows, strict=True)) - 2
+def print_table(
+    on: Console,
+    headings: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    *,
+    labels: int,
+    grouped: bool = True,
+    bold: Collection[int] = (),
+    dispensable: Sequence[str] = (),
+) -> None:
+    """Print a table of text as wide as its cells, labels to the left, figures to the right.
 
-
-def draw(
-    headings: Sequence[str], rows: Sequence[Sequence[str]], *, labels: int, bold: Collection[int] = ()
-) -> RichTable:
-    """A table of text as wide as its cells, labels to the left, figures to the right.
+    Where the console is too narrow, long headings take several lines, then `dispensable` columns are left out one by
+    one, then labels take several lines. A figure is never cut off.
 
     Args:
+        on: where to.
         headings: of the columns.
         rows: cells.
-        labels: how many columns name the row. Where the first has groups, it is said once, and space parts them.
+        labels: how many columns name the row.
+        grouped: whether a first column with groups says each once, and space parts them.
         bold: rows that the others are compared with.
+        dispensable: headings of columns that one can do without, the first to go first.
     """
-    drawn = RichTable(box=None, pad_edge=False, width=_width([headings, *rows]))
-    for number, heading in enumerate(headings):
-        drawn.add_column(heading, justify="left" if number < labels else "right", no_wrap=True)
+    columns, widths = _fitting([headings, *rows], labels, dispensable, on.width)
+    grid = [[_folded(row[column], widths[column]) for column in columns] for row in (headings, *rows)]
+    drawn = RichTable(box=None, pad_edge=False, width=_total(map(_widest, zip(*grid, strict=True))))
+    for column, heading in zip(columns, grid[0], strict=True):
+        drawn.add_column(Text(heading), justify="left" if column < labels else "right", no_wrap=True)
     outer = None
-    for number, row in enumerate(rows):
-        repeats = _groups(rows) and row[0] == outer
-        if _groups(rows) and outer is not None and not repeats:
+    groups = grouped and 1 < len({row[0] for row in rows}) < len(rows)
+    for number, (row, cells) in enumerate(zip(rows, grid[1:], strict=True)):
+        repeats = groups and row[0] == outer
+        if groups and outer is not None and not repeats:
             drawn.add_row()
-        cells = [Text(cell) for cell in row]
-        drawn.add_row(*([Text("")] if repeats else cells[:1]), *cells[1:], style="bold" if number in bold else None)
+        words = [Text(cell) for cell in cells]
+        drawn.add_row(*([Text("")] if repeats else words[:1]), *words[1:], style="bold" if number in bold else None)
         outer = row[0]
-    return drawn
+    on.print(drawn, crop=False)
 
 
-def _groups(rows: Sequence[Sequence[str]]) -> bool:
-    """Whether the first column has groups: some value in several rows."""
-    return 1 < len({row[0] for row in rows}) < len(rows)
+def _fitting(
+    grid: Sequence[Sequence[str]], labels: int, dispensable: Sequence[str], room: int
+) -> tuple[list[int], list[int]]:
+    """Which columns of the grid, headings first, are shown in `room`, and the width of every one."""
+    headings, *rows = grid
+    columns = list(range(len(headings)))
+    widths = [_widest(row[column] for row in grid) for column in columns]
+    least = [_widest([*headings[column].split(), *(row[column] for row in rows)]) for column in columns]
+    for name in dispensable:
+        if _total(least[column] for column in columns) > room:
+            columns = [column for column in columns if headings[column] != name]
+
+    def over() -> int:
+        return _total(widths[column] for column in columns) - room
+
+    while over() > 0 and any(widths[column] > least[column] for column in columns):
+        widths[max(columns, key=lambda column: widths[column] - least[column])] -= 1
+    for column in reversed([column for column in columns if column < labels]):
+        if over() > 0:
+            pieces = [piece.rstrip() for row in grid for piece in _PIECE.findall(row[column])]
+            widths[column] = max(_widest(pieces), min(NARROWEST, widths[column]), widths[column] - over())
+    return columns, widths
+
+
+def _widest(cells: Iterable[str]) -> int:
+    return max((cell_len(line) for cell in cells for line in cell.split("\n")), default=0)
+
+
+def _total(widths: Iterable[int]) -> int:
+    """Of columns so wide, and the gaps between them."""
+    return sum(width + GAP for width in widths) - GAP
+
+
+def _folded(cell: str, width: int) -> str:
+    """The cell in lines of `width` at most, parted between words or behind a hyphen."""
+    lines: list[str] = []
+    for given in cell.split("\n"):
+        lines.append("")
+        for piece in _PIECE.findall(given):
+            if cell_len((lines[-1] + piece).rstrip()) > width and lines[-1]:
+                lines.append("")
+            lines[-1] += piece
+    return "\n".join(line.rstrip() for line in lines)

@@ -55,7 +55,7 @@ def test_doctor_tells_people_words_and_programs_json_within_a_moment_and_without
         spent.append(_children_s() - start)
         assert answer.returncode in {0, 4}
         if not options:
-            assert answer.stdout.splitlines()[0].startswith("good  torch ")
+            assert answer.stdout.splitlines()[1].startswith("good  torch ")
     found = json.loads(answer.stdout)
     assert {one["level"] for one in found["findings"]} <= {"good", "note", "bad"}
     assert (answer.returncode == 4) == any(one["level"] == "bad" for one in found["findings"])

@@ -158,6 +158,11 @@ def test_a_terminal_ends_with_the_verdict(capsys: pytest.CaptureFixture[str]) ->
     assert capsys.readouterr().out.splitlines()[-1].strip() == "fail: 1 regression"
 
 
+def test_a_narrow_terminal_gets_rows_that_fit(capsys: pytest.CaptureFixture[str]) -> None:
+    show(report(SAME, SLOWER, GONE, timed("SAME", 0.0, "A/A x", twin=True)), Console(width=80))
+    assert max(len(line.rstrip()) for line in capsys.readouterr().out.splitlines()) <= 80
+
+
 def layer(problem: str, settings: str = "w4", **resources: int) -> dict[str, str | int]:
     equal = {"registers": 128, "spill_bytes": 0, "shared_bytes": 1024, "instructions": 1000}
     return {"kernel": "k", "target": "sm_90", "config": f"{problem} | {settings}", **equal, **resources}

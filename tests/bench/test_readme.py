@@ -89,7 +89,7 @@ def listed(folder: Path, *arguments: str, **variables: str) -> list[str]:
     told = subprocess.run(
         command, cwd=folder, env={**os.environ, **variables}, capture_output=True, text=True, check=True
     )
-    return told.stdout.splitlines()
+    return [line.split()[0] for line in told.stdout.splitlines()[1:]]
 
 
 def test_the_recipe_for_an_implementation_works(tmp_path: Path) -> None:
