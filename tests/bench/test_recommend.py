@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from bench.case import AXES, Case, parse_id
 from bench.readings import Ceiling
 from bench.recommend.ahead import ahead
+from bench.recommend.answer import answers
 from bench.recommend.decide import Decision, decide
 from bench.recommend.evidence import SCATTER, Evidence, questions, weigh
 from bench.recommend.limits import OPTION, Limits
@@ -157,7 +158,10 @@ def test_networks_of_unlike_weights_are_never_compared(header: Header) -> None:
 
     one = record(case())
     fitted = Run(path=Path("fitted"), header=header, records=(one,))
-    assert [question.weights for question in questions([fitted, of("a"), of("b"), of("a")])] == ["", "a", "b"]
+    runs = [fitted, of("a"), of("b"), of("a")]
+    assert [question.weights for question in questions(runs)] == ["", "a", "b"]
+    wanted = [answers(runs, Limits(), axes={}, weights=sha256) for sha256 in ("a", "c")]
+    assert [[answer.question.weights for answer in found] for found in wanted] == [["a"], []]
 
 
 def test_a_limit_that_is_broken_is_named_with_how_much(evidence: Callable[..., list[Evidence]]) -> None:
