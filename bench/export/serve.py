@@ -26,6 +26,7 @@ for name, sha256 in MANIFEST["files"].items():
 
 ENGINE
 
+
 def predict(images):
     """Logits (N, classes, H, W), float32, of images as the manifest's `input` has them; others are refused."""
     if images.dtype != INPUT["dtype"] or images.ndim != 4 or not images.flags.c_contiguous:
