@@ -9,6 +9,7 @@ import errno
 import os
 import platform
 import socket
+import struct
 import time
 from collections.abc import Mapping
 from multiprocessing.connection import Connection, wait
@@ -18,6 +19,7 @@ import msgspec
 from bench.errors import UsageError
 
 LONGEST_HELLO = 10_000
+HALF_MESSAGE_S = 10
 RETRY_S = 0.25
 
 
@@ -132,8 +134,8 @@ def meet(here: Place, wait_s: float) -> Met:
             return _come(here, wait_s)
         with listener:
             return _receive(here, listener, wait_s)
-    except socket.gaierror as error:
-        raise UsageError(f"{here.endpoint}: {error.strerror}: expected the address of a node") from error
+    except (socket.gaierror, UnicodeError) as error:
+        raise UsageError(f"{here.endpoint}: {error}: expected the address of a node") from error
 
 
 def _listener(here: Place) -> socket.socket | None:
@@ -171,14 +173,14 @@ def _receive(here: Place, listener: socket.socket, wait_s: float) -> Met:
                 "give the same command on every node"
             )
         if listener in ready:
-            knocking.append(Connection(listener.accept()[0].detach()))
+            knocking.append(_link(listener.accept()[0]))
         for link in [one for one in knocking if one in ready]:
             knocking.remove(link)
             with contextlib.suppress(EOFError, OSError, msgspec.DecodeError):  # anyone can knock at a port
                 came.append((msgspec.json.decode(link.recv_bytes(LONGEST_HELLO), type=_Hello), link))
     came.sort(key=lambda one: (one[0].number or 0, one[0].name))
     names = (platform.node(), *(hello.name for hello, _ in came))
-    links = {number: _alert(link) for number, (_, link) in enumerate(came, start=1)}
+    links = {number: link for number, (_, link) in enumerate(came, start=1)}
     # Bound and not listening, it lets the ranks' store listen there, case after case, and nobody is given it by chance.
     reserved = socket.socket()
     reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -202,7 +204,7 @@ def _come(here: Place, wait_s: float) -> Met:
             f"{here.endpoint}: what listens there has not made this one of its {here.count} within {wait_s:g} s: "
             "give the same command on every node, and no more often"
         ) from error
-    return Met(number=welcome.number, names=welcome.names, ranks_port=welcome.ranks_port, links={0: _alert(link)})
+    return Met(number=welcome.number, names=welcome.names, ranks_port=welcome.ranks_port, links={0: link})
 
 
 def _reached(here: Place, end: float, wait_s: float) -> Connection:
@@ -219,14 +221,14 @@ def _reached(here: Place, end: float, wait_s: float) -> Connection:
                 ) from error
             time.sleep(RETRY_S)
         else:
-            reached.settimeout(None)
-            return Connection(reached.detach())
+            return _link(reached)
 
 
-def _alert(link: Connection) -> Connection:
-    """Let it notice within minutes that the other machine is gone, which then says nothing any more."""
-    with socket.socket(fileno=os.dup(link.fileno())) as same:
-        same.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        same.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 30)
-        same.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 10)
-    return link
+def _link(one: socket.socket) -> Connection:
+    """A connection that fails when the other machine is gone, and when only half of a message comes."""
+    one.settimeout(None)
+    one.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    one.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 30)
+    one.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 10)
+    one.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", HALF_MESSAGE_S, 0))
+    return Connection(one.detach())

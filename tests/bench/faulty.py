@@ -1,7 +1,9 @@
 """Implementations that misbehave, for `--load`: each fault happens for real, in the process of a case."""
 
+import contextlib
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -9,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from torch import Tensor, nn
 
@@ -194,6 +197,44 @@ def one_rank_greedy(model: nn.Module, _: Case) -> Callable[..., Any]:
     return _from_second_call(model, _on_rank_1(lambda: torch.empty(2**50, dtype=torch.uint8)))
 
 
+@implementation("one_rank_absent")
+def one_rank_absent(model: nn.Module, _: Case) -> Callable[..., Any]:
+    return model
+
+
+if os.environ.get("RANK") == "1" and b"one_rank_absent" in Path(sys.argv[-1], "request.json").read_bytes():
+    time.sleep(1000)  # while modules are loaded: no group has been joined yet
+
+
+@implementation("one_rank_cut_off")
+def one_rank_cut_off(model: nn.Module, _: Case) -> Callable[..., Any]:
+    """Rank 1 loses its connections, waits until the other has told of that, and only then says what was wrong."""
+
+    def fault() -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun's, which the other's report brings
+        for connection in psutil.Process().net_connections("tcp"):
+            with contextlib.suppress(OSError), socket.socket(fileno=os.dup(connection.fd)) as one:
+                one.shutdown(socket.SHUT_RDWR)
+        while not Path(sys.argv[1], "outcome.0.json").exists():
+            time.sleep(0.05)
+        raise ValueError("somebody pulled the cable")
+
+    return _from_second_call(model, _on_rank_1(fault))
+
+
+@implementation("one_rank_raises_once")
+def one_rank_raises_once(model: nn.Module, _: Case) -> Callable[..., Any]:
+    """It would be `ok` if it were tried again."""
+
+    def fault() -> None:
+        before = Path(sys.argv[1], "raised")
+        if not before.exists():
+            before.touch()
+            raise ValueError("not the first time")
+
+    return _from_second_call(model, _on_rank_1(fault))
+
+
 @implementation("agent_killed")
 def agent_killed(model: nn.Module, _: Case) -> Callable[..., Any]:
     return _from_second_call(model, _on_rank_1(lambda: os.kill(os.getppid(), signal.SIGKILL)))
@@ -214,3 +255,12 @@ def writes_half(model: nn.Module, _: Case) -> Callable[..., Any]:
         os._exit(0)
 
     return _from_second_call(model, fault)
+
+
+@implementation("counts_torchruns")
+def counts_torchruns(model: nn.Module, _: Case) -> Callable[..., Any]:
+    """Fails where one torchrun stands above another."""
+    above = [" ".join(process.cmdline()) for process in psutil.Process().parents()]
+    if sum("torch.distributed.run" in words or "bench.distributed" in words for words in above) > 1:
+        raise RuntimeError("launched again")
+    return model
