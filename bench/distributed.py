@@ -139,7 +139,7 @@ class Ranks:
         from torch.distributed.rendezvous import rendezvous
 
         store, rank, size = next(rendezvous("env://", timeout=self.join_timeout))
-        self.store = dist.PrefixStore(self.key, store)
+        self.store = dist.PrefixStore(self.key, store)  # type: ignore[attr-defined]  # as with `Store`
         self._wait_for_all()
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if self.case.on_gpu else None
         if device is not None:

@@ -1,6 +1,6 @@
 """How the machines of one run find each other: each is given the same command, one of them listens, the others come.
 
-Processes that a `torchrun` has started meet in the same way; it has told them all there is to know. Lives in the parent,
+Processes that a `torchrun` has started meet in the same way; it has told them all they need. Lives in the parent,
 so it imports no torch.
 """
 

@@ -28,7 +28,6 @@ from bench.results import Record, Settings, Value, option_of
 from bench.support import unsupported
 from bench.verdict import FAILED, Part, joint, part_of
 
-
 SLACK_S = 120.0
 """Beyond the time limit: how long machines wait for each other's account of a case."""
 

@@ -67,7 +67,6 @@ class Session:
 
     Raises:
         CaseError: an unknown preset.
-        UsageError: a torchrun has started more or fewer processes than a case has.
     """
 
     def __init__(self, options: Options) -> None:
@@ -79,12 +78,6 @@ class Session:
             axes = {"devices": (str(options.place.count),), **axes}
         cases = matrix.cases(self.environment.machine, preset=options.preset, axes=axes, chosen=options.chosen)
         self.cases = cases if options.chosen else matrix.shuffled(cases, options.seed)
-        for case in self.cases if options.place.launched else ():
-            if case.processes != options.place.count:
-                raise UsageError(
-                    f"{case.id} has {case.processes} processes and torchrun has started {options.place.count}: "
-                    "leave the devices to it, or leave torchrun out"
-                )
         self.runner = Runner(self.environment, options.settings, self.peers)
         self.file: RunFile | None = None
         self._kept: dict[Case, Record] = {}
@@ -100,7 +93,8 @@ class Session:
 
         Raises:
             ResultsError: the file cannot be written.
-            UsageError: those that are to measure together do not come, or are about to measure different things.
+            UsageError: those that are to measure together do not come, or are about to measure different things; or a
+                torchrun has started more or fewer processes than a case has.
         """
         self._ahead = list(selected)
         if self.options.place.count > 1:
@@ -131,6 +125,13 @@ class Session:
         self.file.hold()
 
     def _meet(self, console: Console) -> None:
+        started = self.options.place.count
+        for case in self._ahead if self.options.place.launched else ():
+            if case.processes != started:
+                raise UsageError(
+                    f"{case.id} has {case.processes} processes and torchrun has started {started}: "
+                    "leave the devices to it, or leave torchrun out"
+                )
         wait_s = self.options.settings.join_timeout_s
         self.peers.meet(wait_s)
         flags = {"--ceilings": self.options.ceilings, "--resume": self.options.resume}

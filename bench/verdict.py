@@ -39,10 +39,10 @@ def part_of(folder: Path, code: int, launched: str) -> Outcome:
         found = [msgspec.json.decode(path.read_bytes(), type=Outcome) for path in files]
     except (OSError, msgspec.DecodeError) as error:
         return Outcome(status="crash", reason=f"what the process left cannot be read: {error}{tail(folder)}")
-    if launched and code < 0:  # its ranks died with it, or of it
-        return Outcome(status="crash", reason=f"{launched}: {died(code)} in phase: {phase(folder)}{tail(folder)}")
-    if (rank := killed_rank(folder)) is not None:
-        return Outcome(status="crash", reason=f"{rank} in phase: {phase(folder)}{tail(folder)}")
+    # With torchrun its ranks have died, or of it.
+    killed = f"{launched}: {died(code)}" if launched and code < 0 else killed_rank(folder)
+    if killed is not None:
+        return Outcome(status="crash", reason=f"{killed} in phase: {phase(folder)}{tail(folder)}")
     failed = [outcome for outcome in found if outcome.status in FAILED]
     if failed:
         first = min(failed, key=lambda outcome: outcome.secondhand)
@@ -52,5 +52,7 @@ def part_of(folder: Path, code: int, launched: str) -> Outcome:
     if code == 0 and found:
         return min(found, key=lambda outcome: outcome.rank)
     if launched and never_met(folder):
-        return Outcome(status="timeout", reason=f"{launched} waited for the others in vain{tail(folder)}", secondhand=True)
+        return Outcome(
+            status="timeout", reason=f"{launched} waited for the others in vain{tail(folder)}", secondhand=True
+        )
     return Outcome(status="crash", reason=f"{died(code)} in phase: {phase(folder)}{tail(folder)}")

@@ -6,7 +6,8 @@ import socket
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import msgspec
 import psutil
@@ -18,9 +19,11 @@ from bench.errors import UsageError
 from bench.meeting import Place, place
 from bench.peers import Peers
 from bench.processes import MARK
+from bench.results import Header
+from bench.terms import Terms, agree, terms
 from bench.verdict import Part, joint
 
-from .conftest import TINY, Bench
+from .conftest import MACHINE, TINY, Bench
 
 ABOUT = "UNET_BENCH_TEST"
 
@@ -152,23 +155,47 @@ def test_under_a_torchrun_its_processes_are_the_ranks_and_nothing_is_launched_ag
     assert told.stdout.count("saved: ") == 2  # the run, and the file for pytest-benchmark
 
 
+def test_nodes_that_would_not_do_the_same_are_told_what_differs_and_measure_nothing(bench: Bench) -> None:
+    cases = (two_ranks(), Case(devices="2cpu", **TINY))  # type: ignore[arg-type]
+    for text in on_two_nodes(bench, *cases, one=("-k", "train")):
+        (line,) = {line for line in text.splitlines() if "make them alike" in line}
+        assert "cases is " in line
+        assert " on node 1 (" in line
+    assert not bench.runs()
+
+
 @pytest.mark.parametrize(
-    ("one", "other", "name"),
+    ("name", "changes"),
     [
-        (("--measure-s", "0.3"), ("--measure-s", "0.2"), "--measure-s is "),
-        (("-k", "train"), (), "cases is "),
-        (("--resume",), (), "--resume is "),
+        ("sources is cccccccccccc on rank 1", {"source_hash": "c" * 64}),
+        ("torch is 2.11.0 on rank 1", {"machine": msgspec.structs.replace(MACHINE, torch_version="2.11.0")}),
+        ("number of nodes is 3 on rank 1", {"machine": msgspec.structs.replace(MACHINE, nodes=3)}),
+        ("--rank-timeout-s is 7.0 on rank 1", {"rank_timeout_s": 7.0}),
+        ("--resume is True on rank 1", {"--resume": True}),
+        ("cases is 0 in an order of hash", {"cases": ()}),
     ],
 )
-def test_nodes_that_would_not_do_the_same_are_told_what_differs_and_measure_nothing(
-    bench: Bench, one: tuple[str, ...], other: tuple[str, ...], name: str
-) -> None:
-    cases = (two_ranks(), Case(devices="2cpu", **TINY))  # type: ignore[arg-type]
-    for text in on_two_nodes(bench, *cases, one=one, other=other):
-        (line,) = (line for line in text.splitlines() if "make them alike" in line)
-        assert name in line
-        assert "on node 1 (" in line
-    assert not bench.runs()
+def test_what_differs_between_nodes_is_named_on_all_of_them(header: Header, name: str, changes: dict[str, Any]) -> None:
+    def said(**other: Any) -> Terms:  # noqa: ANN401 (fields of several structs)
+        environment, settings = (
+            msgspec.structs.replace(one, **{key: other[key] for key in other if key in one.__struct_fields__})
+            for one in (header.environment, header.settings)
+        )
+        return terms(environment, settings, other.get("cases", (two_ranks(),)), {"--resume": "--resume" in other})
+
+    refusals: list[str] = []
+
+    def check(one: Peers) -> None:
+        try:
+            agree(one, said(**(changes if one.number else {})), 60)
+        except UsageError as error:
+            refusals.append(str(error))
+
+    with together(2) as peers:
+        in_threads(check, peers)
+    assert len(set(refusals)) == 1
+    assert len(refusals) == 2
+    assert refusals[0].startswith(name)
 
 
 def test_a_node_that_nobody_joins_says_so_in_time(bench: Bench) -> None:
@@ -235,12 +262,16 @@ def all_gather(peers: list[Peers]) -> list[list[Thing | None]]:
     def gather(one: Peers) -> None:
         told[one.number] = one.gather(Thing(one.number), 60)
 
-    threads = [threading.Thread(target=gather, args=(one,)) for one in peers]
+    in_threads(gather, peers)
+    return told
+
+
+def in_threads(act: Callable[[Peers], None], peers: list[Peers]) -> None:
+    threads = [threading.Thread(target=act, args=(one,)) for one in peers]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    return told
 
 
 @pytest.mark.parametrize("strange", [b"", b"GET / HTTP/1.1\r\n\r\n", b"\0\0\0\4nope"])
@@ -263,7 +294,7 @@ def test_a_failed_part_is_known_to_all_before_they_are_asked_and_forgotten_after
         peers[failing].alarm()
         end = time.monotonic() + 60
         others = [one for one in peers if one.number != failing]
-        while not all([one._is_alarmed() for one in others]):
+        while not all(one._is_alarmed() for one in others):
             assert time.monotonic() < end
         assert all_gather(peers) == [[Thing(0), Thing(1), Thing(2)]] * 3
         assert not any(one._is_alarmed() for one in peers)
@@ -321,9 +352,7 @@ def test_a_place_that_cannot_be_is_refused(nodes: int, where: str, variables: di
     assert str(refused.value).startswith(told)
 
 
-def test_wrong_numbers_of_nodes_and_processes_are_one_line(bench: Bench) -> None:
-    told = bench.measure(two_ranks(), options=("--nodes", "none"))
-    assert "--nodes none: expected a whole number from 1" in told.stdout + told.stderr
+def test_a_case_of_more_or_fewer_processes_than_torchrun_has_started_is_refused(bench: Bench) -> None:
     bench.variables |= {**TORCHRUN, "WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "4"}
     told = bench.measure(two_ranks())
     assert told.returncode == 4
