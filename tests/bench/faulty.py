@@ -1,6 +1,5 @@
 """Implementations that misbehave, for `--load`: each fault happens for real, in the process of a case."""
 
-import contextlib
 import os
 import signal
 import socket
@@ -209,13 +208,14 @@ if os.environ.get("RANK") == "1" and _request.exists() and b"one_rank_absent" in
 
 @implementation("one_rank_cut_off")
 def one_rank_cut_off(model: nn.Module, _: Case) -> Callable[..., Any]:
-    """Rank 1 loses its connections, waits until the other has told of that, and only then says what was wrong."""
+    """Rank 1 loses the other, waits until that has told of it, and only then says what was wrong."""
 
     def fault() -> None:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun's, which the other's report brings
         for connection in psutil.Process().net_connections("tcp"):
-            with contextlib.suppress(OSError), socket.socket(fileno=os.dup(connection.fd)) as one:
-                one.shutdown(socket.SHUT_RDWR)
+            if connection.status == psutil.CONN_ESTABLISHED and connection.raddr.port != int(os.environ["MASTER_PORT"]):
+                with socket.socket(fileno=os.dup(connection.fd)) as one:
+                    one.shutdown(socket.SHUT_RDWR)
         while not Path(sys.argv[1], "outcome.0.json").exists():
             time.sleep(0.05)
         raise ValueError("somebody pulled the cable")
