@@ -26,6 +26,9 @@ from bench.runner import Runner
 from bench.support import unsupported
 from bench.terms import agree, terms
 
+SILENCE_S = 60.0
+"""How long a case may take without a word where there is no bar: fitting a large network takes minutes."""
+
 
 class Options(msgspec.Struct, frozen=True, kw_only=True):
     """What a run is asked to do.
@@ -197,7 +200,7 @@ class Session:
         return record
 
     def _watch(self, case: Case, console: Console, number: int, total: int) -> Record:
-        """Measure with a bar on a terminal, and end in order when told to terminate."""
+        """Measure with a bar on a terminal, elsewhere with a line a minute; end in order when told to terminate."""
         bar = Progress(
             BarColumn(bar_width=20),
             MofNCompleteColumn(),
@@ -208,6 +211,7 @@ class Session:
             disable=not console.is_terminal,
         )
         left_s = self.left_s(number - 1)
+        said = time.monotonic()
         # A closed terminal and an orderly end are as good as Ctrl-C: this case is lost, the others are not.
         # Under nohup a closed terminal is to be ignored, and stays so.
         ends = [one for one in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(one) != signal.SIG_IGN]
@@ -217,6 +221,10 @@ class Session:
                 task = bar.add_task("", total=total, completed=number - 1)
 
                 def tell(phase: str, seconds: float) -> None:
+                    nonlocal said
+                    if bar.disable and time.monotonic() - said > SILENCE_S:
+                        said = time.monotonic()
+                        console.print(Text(f"{case.id} · {phase} {seconds:.0f} s"), soft_wrap=True)
                     left = estimate.words(max(0.0, left_s - seconds))
                     bar.update(task, description=f"{left} left · {case.id} · {phase} {seconds:.0f} s")
 

@@ -1,5 +1,6 @@
 """Runs as a person starts them: their order, their plan, their options, two of them at once."""
 
+import io
 import json
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from bench import session
 from bench.case import Case, product
 from bench.estimate import prior_s
 from bench.machine import machine, usable_gpus
@@ -132,6 +134,19 @@ def test_every_implementation_that_runs_here_is_accurate(bench: Bench) -> None:
     assert found["compile_freezing", "train"].reason == "for inference alone: training changes the weights"
     for graphs in ("compile_reduce_overhead", "eager_graph"):
         assert found[graphs, "infer"].reason == "CUDA graphs are for CUDA devices: no CUDA device"
+
+
+@pytest.mark.slow
+def test_a_case_that_takes_long_says_what_it_is_doing_where_there_is_no_bar(
+    fitted_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("UNET_BENCH_CACHE", str(fitted_cache))
+    monkeypatch.setattr(session, "SILENCE_S", 0.1)
+    run = Session(Options(chosen=(tiny(),), settings=Settings(measure_s=0.2, warmup_s=0.1), results=tmp_path))
+    told = Console(file=io.StringIO(), width=200)
+    run.open(run.cases, told)
+    assert run.measure(tiny(), told).status == "ok"
+    assert f"{tiny().id} · import " in told.file.getvalue()  # type: ignore[attr-defined]
 
 
 @pytest.mark.slow
