@@ -146,6 +146,7 @@ def test_a_case_that_takes_long_says_what_it_is_doing_where_there_is_no_bar(
     told = Console(file=io.StringIO(), width=200)
     run.open(run.cases, told)
     assert run.measure(tiny(), told).status == "ok"
+    run.close()
     assert f"{tiny().id} · import " in told.file.getvalue()  # type: ignore[attr-defined]
 
 
