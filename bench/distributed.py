@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from torch._C._distributed_c10d import Store  # `torch.distributed.Store`, which does not export it to type checkers
 
     from bench.case import Case
+    from bench.peers import Peers
     from bench.results import Settings
 
 T = TypeVar("T")
@@ -27,14 +28,35 @@ ROLL_CALL_S = 5.0
 """How long a rank that has lost others waits for each to say that it is there."""
 
 
-def launcher(case: Case) -> list[str]:
-    """The command before the module's name: this Python, or torchrun with a process a device."""
-    if case.processes == 1:
+def launcher(case: Case, settings: Settings, peers: Peers) -> list[str]:
+    """The command before the module's name: this Python, or torchrun with a process a device.
+
+    Args:
+        case: the case.
+        settings: how long the torchruns of several machines wait for each other.
+        peers: those that run it together. Where a torchrun has started them, each is the parent of one rank.
+    """
+    here = peers.place
+    if case.processes == 1 or here.launched:
         return [sys.executable, "-m"]
-    return [
-        *(sys.executable, "-m", "bench.distributed"),
-        *("--standalone", f"--nproc-per-node={case.processes}", "--max-restarts=0", "-m"),
-    ]
+    meeting = ["--standalone"]
+    if here.count > 1:
+        meeting = [
+            *(f"--nnodes={here.count}", f"--node-rank={peers.number}"),
+            *(f"--master-addr={here.host}", f"--master-port={peers.met.ranks_port}"),
+            f"--rdzv-conf=timeout={join_timeout_s(settings):.0f}",
+        ]
+    each = f"--nproc-per-node={case.processes // here.count}"
+    return [sys.executable, "-m", "bench.distributed", *meeting, each, "--max-restarts=0", "-m"]
+
+
+def join_timeout_s(settings: Settings) -> float:
+    """How long ranks and their machines wait for those that have not come yet: the parent must learn of it in time."""
+    return max(1.0, min(settings.join_timeout_s, settings.time_limit_s / 2))
+
+
+class AbsentError(Exception):
+    """Ranks that have not come to the group in time: says which."""
 
 
 class Group:
@@ -90,19 +112,25 @@ class Ranks:
     Args:
         case: the case.
         settings: how long ranks wait: for each other to come, and within an exchange.
+        key: what the case has to itself in a store that outlives it.
     """
 
-    def __init__(self, case: Case, settings: Settings) -> None:
+    def __init__(self, case: Case, settings: Settings, key: str = "") -> None:
         self.case = case
+        self.key = key
         self.rank = int(os.environ["RANK"]) if case.processes > 1 else 0
         # In time for the parent to learn who was waited for, and by whom.
         self.timeout = timedelta(seconds=min(settings.rank_timeout_s, settings.time_limit_s / 2))
-        self.join_timeout = timedelta(seconds=min(settings.join_timeout_s, settings.time_limit_s / 2))
+        self.join_timeout = timedelta(seconds=join_timeout_s(settings))
         self.store: Store | None = None
 
     @contextlib.contextmanager
     def joined(self) -> Iterator[Group]:
-        """The group: of this process alone, or of all the ranks that were launched."""
+        """The group: of this process alone, or of all the ranks that were launched.
+
+        Raises:
+            AbsentError: some of them have not come in time.
+        """
         if self.case.processes == 1:
             yield Group()
             return
@@ -110,7 +138,9 @@ class Ranks:
         import torch.distributed as dist
         from torch.distributed.rendezvous import rendezvous
 
-        self.store, rank, size = next(rendezvous("env://", timeout=self.join_timeout))
+        store, rank, size = next(rendezvous("env://", timeout=self.join_timeout))
+        self.store = dist.PrefixStore(self.key, store)  # type: ignore[attr-defined]  # as with `Store`
+        self._wait_for_all()
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if self.case.on_gpu else None
         if device is not None:
             torch.cuda.set_device(device)
@@ -129,6 +159,21 @@ class Ranks:
         # its end: closing the connections first would let the others report it before it has said why.
         group.gather(None)
         dist.destroy_process_group()
+
+    def _wait_for_all(self) -> None:
+        """Within the time to join: an exchange, which has a limit of its own, would not say who is absent."""
+        import torch.distributed as dist
+
+        if self.store is None:
+            return
+        self.store.set(f"came/{self.rank}", "")
+        keys = [f"came/{rank}" for rank in range(self.case.processes)]
+        try:
+            self.store.wait(keys, self.join_timeout)
+        except dist.DistStoreError as error:
+            absent = ", ".join(str(rank) for rank, key in enumerate(keys) if not self.store.check([key]))
+            waited = f"{self.join_timeout.total_seconds():g} s"
+            raise AbsentError(f"rank {absent} did not come within {waited}; rank {self.rank} waited") from error
 
     def answers(self) -> list[int]:
         """Say that this rank is there though an exchange failed, and hear which others are: all but these are lost."""

@@ -44,6 +44,7 @@ class Machine(msgspec.Struct, frozen=True, kw_only=True):
         os: Name and version of the distribution.
         kernel: System, release and architecture.
         engines: Version of each distribution of `ENGINES` that is installed.
+        nodes: How many such machines run a case together.
     """
 
     gpus: tuple[Gpu, ...]
@@ -61,6 +62,7 @@ class Machine(msgspec.Struct, frozen=True, kw_only=True):
     os: str
     kernel: str
     engines: dict[str, str] = {}
+    nodes: int = 1
 
 
 def machine() -> Machine:
@@ -102,11 +104,15 @@ def usable_gpus(machine: Machine) -> tuple[Gpu, ...]:
 
 
 def slug(machine: Machine) -> str:
-    """Name the folder under results/: `nvidia-h200`, `2x-nvidia-h200`, or without a usable GPU `amd-epyc-2cpu`."""
+    """Name the folder under results/: `nvidia-h200`, `2x-nvidia-h200`, or without a usable GPU `amd-epyc-2cpu`.
+
+    Of several machines: `2-nodes-8x-nvidia-h200`.
+    """
     names = Counter(gpu.name for gpu in usable_gpus(machine))
+    several = f"{machine.nodes}-nodes-" if machine.nodes > 1 else ""
     if not names:
-        return f"{_slugged(_plain_cpu_name(machine.cpu))}-{machine.cores}cpu"
-    return "-".join(
+        return f"{several}{_slugged(_plain_cpu_name(machine.cpu))}-{machine.cores}cpu"
+    return several + "-".join(
         f"{count}x-{_slugged(name)}" if count > 1 else _slugged(name) for name, count in sorted(names.items())
     )
 

@@ -5,7 +5,7 @@ import io
 import itertools
 import math
 import secrets
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ from rich.console import Console
 from bench import implementations
 from bench.case import Case, parse_axes, parse_id
 from bench.errors import UsageError
+from bench.meeting import place
 from bench.results import RESULTS, ResultsError, Settings, option_of
 from bench.weights import look
 
@@ -30,7 +31,7 @@ SECONDS = {
     "energy_s": "seconds of steps whose energy is read on a GPU, at least 5",
     "time_limit_s": "longest a case may take",
     "rank_timeout_s": "longest one rank of a case waits for another within a step",
-    "join_timeout_s": "longest it waits for ranks that have not come yet",
+    "join_timeout_s": "longest it waits for ranks, and a node for nodes, that have not come yet",
 }
 
 
@@ -85,7 +86,20 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         metavar="ID",
         help="measure the case with this id (repeatable), not a preset",
     )
-    add("--seed", default=None, metavar="N", help="order of the preset's cases (default: drawn, and recorded)")
+    add("--nodes", default="1", metavar="N", help="machines that measure each case together, all given this command")
+    add(
+        "--rdzv-endpoint",
+        default="",
+        metavar="HOST:PORT",
+        help="where they meet: the address of one of them and a free port (of a torchrun's processes: "
+        "MASTER_ADDR and the port after MASTER_PORT, if not given)",
+    )
+    add(
+        "--seed",
+        default=None,
+        metavar="N",
+        help="order of the preset's cases (default: drawn, and recorded; of several nodes 0)",
+    )
     add("--dry-run", action="store_true", help="print the cases and how long they will take, and measure nothing")
     add("--ceilings", action="store_true", help="first measure the device's best matrix product and copy, for MFU")
     add("--resume", action="store_true", help="continue the newest run: what it measured is kept")
@@ -132,15 +146,18 @@ def _read_options(config: pytest.Config) -> "Options":
     given |= {name: get(name) for name in SWITCHES}
     axes, chosen = parse_axes(get("axis")), tuple(parse_id(text) for text in get("case"))
     weights = look(Path(get("weights"))) if get("weights") else None
+    here = place(_whole("--nodes", get("nodes"), least=1), get("rdzv_endpoint"))
     return Options(
         preset=get("preset"),
         axes=weights.asked_for(axes, chosen) if weights is not None else axes,
         chosen=chosen,
         settings=Settings(load=tuple(get("load")), weights=weights, **given),
-        seed=_seed(get("seed")),
+        # Several nodes must not draw each its own.
+        seed=_seed(get("seed")) if here.count == 1 or get("seed") else 0,
         ceilings=get("ceilings"),
         resume=get("resume"),
         results=Path(get("results")) if get("results") else RESULTS,
+        place=here,
     )
 
 
@@ -155,10 +172,12 @@ def _seconds(option: str, text: str) -> float:
 
 
 def _seed(text: str | None) -> int:
-    if text is None:
-        return secrets.randbelow(10_000)
-    if not (text.isdecimal() and text.isascii()):
-        raise ValueError(f"--seed {text}: expected a whole number from 0")
+    return secrets.randbelow(10_000) if text is None else _whole("--seed", text, least=0)
+
+
+def _whole(option: str, text: str, *, least: int) -> int:
+    if not (text.isdecimal() and text.isascii() and int(text) >= least):
+        raise ValueError(f"{option} {text}: expected a whole number from {least}")
     return int(text)
 
 
@@ -174,7 +193,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """A test that asks for `case` and `measure` becomes one test a case."""
     if not {"case", "measure"} <= set(metafunc.fixturenames):
         return
-    cases = _get_session(metafunc.config).cases
+    cases = _writing(lambda: _get_session(metafunc.config)).cases
     metafunc.parametrize("case", cases, ids=[case.id for case in cases])
 
 
@@ -221,6 +240,8 @@ def _writing(action: Callable[[], Any]) -> Any:  # noqa: ANN401 (whatever the ac
         return action()
     except ResultsError as error:
         pytest.exit(str(error), returncode=EXIT_CANNOT_WRITE)
+    except UsageError as error:
+        pytest.exit(str(error), returncode=pytest.ExitCode.USAGE_ERROR)
 
 
 @pytest.fixture
@@ -270,6 +291,17 @@ def pytest_terminal_summary(terminalreporter: Any, exitstatus: int, config: pyte
         terminalreporter.write_line("interrupted: the same command with --resume goes on from here")
     if session.benchmark_path.exists():
         terminalreporter.write_line(f"saved: {session.benchmark_path} (for pytest-benchmark compare)")
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> Generator[None, object, object]:
+    """Part from other machines, when the summary too is written."""
+    try:
+        return (yield)
+    finally:
+        if _session in session.config.stash:
+            whole = exitstatus in {pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED}
+            session.config.stash[_session].leave(together=whole)
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -40,9 +40,10 @@ def died(code: int) -> str:
 
 
 def phase(folder: Path) -> str:
-    """What the process was doing last."""
-    with contextlib.suppress(OSError):
-        return (folder / "phase.0").read_text(encoding="utf-8") or "start"
+    """What the process, or the first of several, was doing last."""
+    with contextlib.suppress(OSError, ValueError):
+        first = min(folder.glob("phase.*"), key=lambda path: int(path.suffix[1:]))
+        return first.read_text(encoding="utf-8") or "start"
     return "start"
 
 
@@ -64,6 +65,12 @@ def killed_rank(folder: Path) -> str | None:
     account = r"Root Cause.*?rank\s*: (\d+).*?exitcode\s*: -(\d+)"
     found = re.search(account, _end_of_log(folder), flags=re.DOTALL)
     return f"rank {found[1]}: {died(-int(found[2]))}" if found else None
+
+
+def never_met(folder: Path) -> bool:
+    """Whether torchrun has waited in vain for those of other machines, as far as its log tells."""
+    told = r"clients joined|client socket has (timed out|failed)|[Tt]imeout after \d+ms, keys: \S*torchelastic"
+    return re.search(told, _end_of_log(folder)) is not None
 
 
 def supervise(

@@ -44,7 +44,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         energy_s: seconds of steps whose energy is read, at least 5: NVML's counter moves about every 100 ms (GPU).
         time_limit_s: a case that takes longer, first call included, is `timeout`.
         rank_timeout_s: a rank that waits longer for another within a step reports it; half of `time_limit_s` at most.
-        join_timeout_s: the same before the first step, for ranks that have not come yet.
+        join_timeout_s: the same before the first step, for ranks that have not come yet, and before the first case for
+            machines.
         cold_start: whether a second process starts with the compiler cache of the first, and a second size is tried.
         stages: whether the blocks of the network are timed one by one.
         load: modules that register further implementations.

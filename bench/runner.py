@@ -1,6 +1,7 @@
 """Cases → processes → records. A case can fail in any way it likes; the run goes on and the record says how it failed.
 
-The parent imports no torch, sleeps while a process measures, and leaves nothing of it behind.
+The parent imports no torch, sleeps while a process measures, and leaves nothing of it behind. Where several machines
+measure together each runs its part of a case, and all come to the same record.
 """
 
 import shlex
@@ -20,10 +21,15 @@ from bench.distributed import launcher
 from bench.engine.protocol import Outcome, Request
 from bench.environment import Environment
 from bench.errors import UsageError
-from bench.processes import Progress, died, killed_rank, phase, supervise, tail
+from bench.peers import PeerFailedError, Peers
+from bench.processes import Progress, died, phase, supervise, tail
 from bench.readings import Ceiling
 from bench.results import Record, Settings, Value, option_of
 from bench.support import unsupported
+from bench.verdict import FAILED, Part, joint, part_of
+
+SLACK_S = 120.0
+"""Beyond the time limit: how long machines wait for each other's account of a case."""
 
 
 def _silent(_phase: str, _seconds: float) -> None:
@@ -36,11 +42,13 @@ class Runner:
     Args:
         environment: where.
         settings: how.
+        peers: the machines that measure each case together; nobody else if not given.
     """
 
-    def __init__(self, environment: Environment, settings: Settings) -> None:
+    def __init__(self, environment: Environment, settings: Settings, peers: Peers | None = None) -> None:
         self.environment = environment
         self.settings = settings
+        self.peers = peers or Peers()
 
     def run(self, case: Case, progress: Progress = _silent) -> Record:
         """Measure one case in a process of its own.
@@ -53,11 +61,7 @@ class Runner:
             KeyboardInterrupt: Ctrl-C; the process of the case is gone by then.
         """
         started, start = datetime.now(UTC), time.perf_counter()
-        why = unsupported(case, self.environment.machine)
-        if why is not None:
-            outcome = Outcome(status="unsupported", reason=why)
-        else:
-            outcome = self._fit(case, progress) or self._measure(case, progress)
+        outcome = self._joint(self._unready(case, progress)) or self._measure(case, progress)
         return Record(
             case=case,
             status=outcome.status,
@@ -70,8 +74,24 @@ class Runner:
             ranks=outcome.ranks,
             started=started,
             wall_s=time.perf_counter() - start,
-            repeat=repeat_command(case, self.settings),
+            repeat=repeat_command(case, self.settings, self.environment.machine.nodes),
         )
+
+    def _unready(self, case: Case, progress: Progress) -> Outcome | None:
+        """Why the case cannot begin here, if it cannot."""
+        why = unsupported(case, self.environment.machine)
+        if why is not None:
+            return Outcome(status="unsupported", reason=why)
+        # Of several on one machine, the first fits for all.
+        failed = self._fit(case, progress) if self.peers.place.local == 0 else None
+        if failed is not None and self.peers.place.count > 1:
+            return msgspec.structs.replace(failed, reason=f"{self.peers.title}: {failed.reason}")
+        return failed
+
+    def _joint(self, mine: Outcome | None) -> Outcome | None:
+        """What all machines have to say of a case; None if none of them has anything to."""
+        parts = self.peers.gather(Part(outcome=mine), self.settings.time_limit_s + SLACK_S)
+        return joint(parts, [self.peers.title_of(number) for number in range(len(parts))])
 
     def _fit(self, case: Case, progress: Progress) -> Outcome | None:
         """Make the fitted weights that the case wants, once; what went wrong if it did."""
@@ -158,50 +178,50 @@ class Runner:
         if not case.on_gpu:
             memory_mib = min(memory_mib or allowance.free_mib(), allowance.free_mib())
         cores = self.environment.machine.cores
-        return Request(case=case, settings=self.settings, cores=cores, memory_mib=memory_mib, only_begin=only_begin)
+        return Request(
+            case=case,
+            settings=self.settings,
+            cores=cores,
+            memory_mib=memory_mib,
+            only_begin=only_begin,
+            key=f"case {self.peers.rounds}",
+        )
 
     def _ask(self, folder: Path, request: Request, progress: Progress) -> Outcome:
         for left in folder.glob("outcome.*"):
             left.unlink()
         (folder / "request.json").write_bytes(msgspec.json.encode(request))
-        command = [*launcher(request.case), "bench.engine", str(folder)]
+        command = [*launcher(request.case, self.settings, self.peers), "bench.engine", str(folder)]
         limit_s = self.settings.time_limit_s
-        code, timed_out = supervise(command, folder, limit_s, progress)
-        if timed_out:
-            return Outcome(status="timeout", reason=f"longer than {limit_s:g} s, in phase: {phase(folder)}")
-        return _outcome(folder, code, several=request.case.processes > 1)
+        try:
+            code, timed_out = supervise(command, folder, limit_s, self.peers.watched(progress))
+        except PeerFailedError:
+            mine = None
+        else:
+            late = Outcome(status="timeout", reason=f"longer than {limit_s:g} s, in phase: {phase(folder)}")
+            mine = late if timed_out else part_of(folder, code, self._launched(request.case))
+            if mine.status in FAILED:
+                self.peers.alarm()
+            elif self.peers.number:  # number 0 has found the same, and more
+                mine = None
+        silent = Outcome(status="crash", reason="every machine ended its part for another's sake")
+        return self._joint(mine) or silent
+
+    def _launched(self, case: Case) -> str:
+        """What has been started for a case of several processes; empty for one that is alone."""
+        if case.processes == 1 or self.peers.place.launched:
+            return "" if case.processes == 1 else self.peers.title
+        return "torchrun" if self.peers.place.count == 1 else f"torchrun of {self.peers.title}"
 
 
 def _folder() -> tempfile.TemporaryDirectory[str]:
     return tempfile.TemporaryDirectory(prefix="unet-bench-", ignore_cleanup_errors=True)
 
 
-def _outcome(folder: Path, code: int, *, several: bool) -> Outcome:
-    """What rank 0 found, unless a rank failed: then the failure, the earliest first, one's own before another's."""
-    files = sorted(folder.glob("outcome.*.json"), key=lambda path: path.stat().st_mtime)
-    try:
-        found = [msgspec.json.decode(path.read_bytes(), type=Outcome) for path in files]
-    except (OSError, msgspec.DecodeError) as error:
-        return Outcome(status="crash", reason=f"what the process left cannot be read: {error}{tail(folder)}")
-    if several and code < 0:  # its ranks died with it, or of it
-        return Outcome(status="crash", reason=f"torchrun: {died(code)} in phase: {phase(folder)}{tail(folder)}")
-    if (rank := killed_rank(folder)) is not None:
-        return Outcome(status="crash", reason=f"{rank} in phase: {phase(folder)}{tail(folder)}")
-    failed = [outcome for outcome in found if outcome.status in {"oom", "timeout", "crash", "unsupported"}]
-    if failed:
-        first = min(failed, key=lambda outcome: outcome.secondhand)
-        who = "" if first.secondhand or first.status == "unsupported" or not several else f"rank {first.rank}: "
-        where = f", in phase: {phase(folder)}" if first.secondhand else ""
-        return msgspec.structs.replace(first, reason=f"{who}{first.reason}{where}")
-    whole = [outcome for outcome in found if outcome.rank == 0]
-    if code == 0 and whole:
-        return whole[0]
-    return Outcome(status="crash", reason=f"{died(code)} in phase: {phase(folder)}{tail(folder)}")
-
-
-def repeat_command(case: Case, settings: Settings) -> str:
-    """The shell command that measures this case alone, in the same way."""
+def repeat_command(case: Case, settings: Settings, nodes: int = 1) -> str:
+    """The shell command that measures this case alone, in the same way; on several machines, the same on each."""
     options = [f"--case {case.id}"]
+    options += [f"--nodes {nodes} --rdzv-endpoint HOST:PORT"] if nodes > 1 else []
     defaults = Settings()
     for name in Settings.__struct_fields__:
         value = getattr(settings, name)

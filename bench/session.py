@@ -16,12 +16,19 @@ from rich.text import Text
 from bench import estimate, matrix
 from bench.case import Case
 from bench.environment import Environment, environment
+from bench.errors import UsageError
 from bench.formats import benchmark_json
+from bench.meeting import Place
+from bench.peers import Peers
 from bench.report.table import one_line, three_digits
 from bench.report.terminal import print_table
 from bench.results import RESULTS, Header, Record, Run, RunFile, Settings, read, resumable
 from bench.runner import Runner
 from bench.support import unsupported
+from bench.terms import agree, terms
+
+SILENCE_S = 60.0
+"""How long a case may take without a word where there is no bar: fitting a large network takes minutes."""
 
 
 class Options(msgspec.Struct, frozen=True, kw_only=True):
@@ -36,6 +43,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
         ceilings: whether to measure first what the device does at its best.
         resume: whether to continue the newest run.
         results: folder of all results.
+        place: where this stands among the machines, or processes of a torchrun, that were given the same command.
     """
 
     preset: str = "quick"
@@ -46,6 +54,13 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     ceilings: bool = False
     resume: bool = False
     results: Path = RESULTS
+    place: Place = Place()
+
+
+class _Kept(msgspec.Struct, frozen=True):
+    """What the continued run has already; known to number 0 alone, which writes."""
+
+    records: tuple[Record, ...]
 
 
 class Session:
@@ -60,10 +75,14 @@ class Session:
 
     def __init__(self, options: Options) -> None:
         self.options = options
-        self.environment = _with_sources(environment(), options.settings.load)
-        cases = matrix.cases(self.environment.machine, preset=options.preset, axes=options.axes, chosen=options.chosen)
+        self.peers = Peers(options.place)
+        self.environment = _of_nodes(_with_sources(environment(), options.settings.load), options.place.nodes)
+        axes = options.axes
+        if options.place.launched and not options.chosen:
+            axes = {"devices": (str(options.place.count),), **axes}
+        cases = matrix.cases(self.environment.machine, preset=options.preset, axes=axes, chosen=options.chosen)
         self.cases = cases if options.chosen else matrix.shuffled(cases, options.seed)
-        self.runner = Runner(self.environment, options.settings)
+        self.runner = Runner(self.environment, options.settings, self.peers)
         self.file: RunFile | None = None
         self._kept: dict[Case, Record] = {}
         self._ahead: list[Case] = []
@@ -78,9 +97,17 @@ class Session:
 
         Raises:
             ResultsError: the file cannot be written.
+            UsageError: those that are to measure together do not come, or are about to measure different things; or a
+                torchrun has started more or fewer processes than a case has.
         """
         self._ahead = list(selected)
-        run = self._continued()
+        if self.options.place.count > 1:
+            self._meet(console)
+        run = self._continued() if self.peers.number == 0 else None
+        kept = self.peers.gather(_Kept(records=tuple(self._kept.values())), self.options.settings.join_timeout_s)[0]
+        self._kept = {record.case: record for record in (kept.records if kept else ())}
+        if self.peers.number:
+            return
         if run is not None:
             self.file = RunFile(run.path, run.header)
             self.file.hold()
@@ -100,6 +127,23 @@ class Session:
                 console.print(Text(f"  {one.precision}, {place}: {rates}"))
         self.file = RunFile.create(header, self.options.results)
         self.file.hold()
+
+    def _meet(self, console: Console) -> None:
+        started = self.options.place.count
+        for case in self._ahead if self.options.place.launched else ():
+            if case.processes != started:
+                raise UsageError(
+                    f"{case.id} has {case.processes} processes and torchrun has started {started}: "
+                    "leave the devices to it, or leave torchrun out"
+                )
+        wait_s = self.options.settings.join_timeout_s
+        self.peers.meet(wait_s)
+        flags = {"--ceilings": self.options.ceilings, "--resume": self.options.resume}
+        agree(self.peers, terms(self.environment, self.options.settings, self._ahead, flags), wait_s)
+        words = f"{self.peers.title} of {self.options.place.count} that measure together"
+        if self.peers.number:
+            words += f"; {self.peers.title_of(0)} writes the run's file, nothing is written here"
+        console.print(Text(words))
 
     def plan(self, selected: Sequence[Case], console: Console) -> None:
         """Say what `open` and `measure` would do and how long that takes, and do nothing of it."""
@@ -140,7 +184,7 @@ class Session:
             ResultsError: the record cannot be written.
             KeyboardInterrupt: Ctrl-C or SIGTERM; this case is lost, the others are not.
         """
-        if self.file is None:
+        if not self._ahead:
             raise RuntimeError("Session.open comes first")
         total = len(self._ahead)
         kept = self._kept.get(case)
@@ -151,14 +195,15 @@ class Session:
             if record.status != "unsupported":
                 self._expected_s += self._prior_s(case)
                 self._taken_s += time.perf_counter() - start
-            self.file.append(record)
+            if self.file is not None:
+                self.file.append(record)
         else:
             record = kept
         console.print(_line(record, f"{number:>{len(str(total))}}/{total}", kept=kept is not None), soft_wrap=True)
         return record
 
     def _watch(self, case: Case, console: Console, number: int, total: int) -> Record:
-        """Measure with a bar on a terminal, and end in order when told to terminate."""
+        """Measure with a bar on a terminal, elsewhere with a line a minute; end in order when told to terminate."""
         bar = Progress(
             BarColumn(bar_width=20),
             MofNCompleteColumn(),
@@ -169,6 +214,7 @@ class Session:
             disable=not console.is_terminal,
         )
         left_s = self.left_s(number - 1)
+        said = time.monotonic()
         # A closed terminal and an orderly end are as good as Ctrl-C: this case is lost, the others are not.
         # Under nohup a closed terminal is to be ignored, and stays so.
         ends = [one for one in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(one) != signal.SIG_IGN]
@@ -178,6 +224,10 @@ class Session:
                 task = bar.add_task("", total=total, completed=number - 1)
 
                 def tell(phase: str, seconds: float) -> None:
+                    nonlocal said
+                    if bar.disable and time.monotonic() - said > SILENCE_S:
+                        said = time.monotonic()
+                        console.print(Text(f"{case.id} · {phase} {seconds:.0f} s"), soft_wrap=True)
                     left = estimate.words(max(0.0, left_s - seconds))
                     bar.update(task, description=f"{left} left · {case.id} · {phase} {seconds:.0f} s")
 
@@ -196,7 +246,11 @@ class Session:
         return estimate.prior_s(case, self.options.settings, self.environment.machine)
 
     def close(self) -> Run | None:
-        """Write the file for pytest-benchmark beside the run's own; what was recorded, or None if nothing was."""
+        """Write the file for pytest-benchmark beside the run's own.
+
+        Returns:
+            What was recorded; None if nothing was, or another machine writes it.
+        """
         if self.file is None:
             return None
         self.file.release()
@@ -205,12 +259,26 @@ class Session:
             self.benchmark_path.write_bytes(msgspec.json.format(msgspec.json.encode(benchmark_json(run)), indent=1))
         return run
 
+    def leave(self, *, together: bool) -> None:
+        """Part from those that measured together.
+
+        Args:
+            together: whether to wait until all are ready to: a torchrun ends all its processes when one has failed.
+        """
+        if together and self.peers.met.links:
+            self.peers.gather(_Kept(records=()), self.options.settings.join_timeout_s)
+        self.peers.leave()
+
     @property
     def benchmark_path(self) -> Path:
         """Where `close` writes."""
         if self.file is None:
             raise RuntimeError("Session.open comes first")
         return self.file.path.with_suffix(".json")
+
+
+def _of_nodes(env: Environment, nodes: int) -> Environment:
+    return msgspec.structs.replace(env, machine=msgspec.structs.replace(env.machine, nodes=nodes))
 
 
 def _with_sources(env: Environment, modules: Sequence[str]) -> Environment:

@@ -8,9 +8,16 @@ from bench.picture import SMALLEST
 
 def unsupported(case: Case, machine: Machine) -> str | None:
     """Why `case` cannot be measured on `machine`, or None if it can."""
-    own = (_gpu if case.on_gpu else _cpu, _precision, _image, _network, _layer, _frame, _strategy)
+    own = (_nodes, _gpu if case.on_gpu else _cpu, _precision, _image, _network, _layer, _frame, _strategy)
     needs = (*own, *IMPLEMENTATIONS[case.implementation].needs)
     return next((why for need in needs if (why := need(case, machine))), None)
+
+
+def _nodes(case: Case, machine: Machine) -> str | None:
+    if case.processes % machine.nodes:
+        what = "1 process" if case.processes == 1 else f"{case.processes} processes"
+        return f"{what} cannot be shared out evenly among {machine.nodes} nodes"
+    return None
 
 
 def _gpu(case: Case, machine: Machine) -> str | None:
@@ -18,8 +25,8 @@ def _gpu(case: Case, machine: Machine) -> str | None:
         return "no CUDA device"
     if machine.torch_cuda is None:
         return f"torch {machine.torch_version} is built without CUDA"
-    if case.device_count > len(machine.gpus):
-        return f"{case.device_count} GPUs wanted, {len(machine.gpus)} here"
+    if case.device_count > len(machine.gpus) * machine.nodes:
+        return f"{case.device_count} GPUs wanted, {len(machine.gpus)} here{_on_each(machine)}"
     return None
 
 
@@ -28,9 +35,13 @@ def _cpu(case: Case, machine: Machine) -> str | None:
         return "TF32 is arithmetic of CUDA devices"
     if case.strategy == "dp":
         return "DataParallel on CPUs silently passes everything through: one network, one process"
-    if case.processes > machine.cores:
-        return f"{case.processes} processes wanted, {machine.cores} CPU cores here"
+    if case.processes > machine.cores * machine.nodes:
+        return f"{case.processes} processes wanted, {machine.cores} CPU cores here{_on_each(machine)}"
     return None
+
+
+def _on_each(machine: Machine) -> str:
+    return f" and on each of {machine.nodes} nodes" if machine.nodes > 1 else ""
 
 
 def _precision(case: Case, _: Machine) -> str | None:

@@ -38,7 +38,7 @@ def main(folder: Path) -> int:
     stop_with_parent()
     if not request.case.on_gpu:  # a GPU limits itself, and CUDA maps far more address space than it uses
         allowance.limit(request.memory_mib // local)
-        pin(request.case, request.cores, rank)
+        pin(request.case, request.cores, int(os.environ.get("LOCAL_RANK", "0")), local)
 
     def announce(phase: str) -> None:
         phase_file.write_text(phase, encoding="utf-8")
@@ -50,7 +50,7 @@ def main(folder: Path) -> int:
     from bench.implementations import load
     from bench.subject import prepare_process
 
-    ranks = Ranks(request.case, request.settings)
+    ranks = Ranks(request.case, request.settings, request.key)
     try:
         load(request.settings.load)
         prepare_process(request.case, request.cores // local)
@@ -72,9 +72,11 @@ def main(folder: Path) -> int:
 
 
 def _failed(error: Exception, ranks: "Ranks") -> Outcome:
-    from bench.distributed import is_exchange, waited_in_vain
+    from bench.distributed import AbsentError, is_exchange, waited_in_vain
     from bench.implementations import UnsupportedError
 
+    if isinstance(error, AbsentError):
+        return Outcome(status="timeout", reason=str(error), secondhand=True)
     if is_exchange(error):
         there = ranks.answers()
         lost = ", ".join(str(rank) for rank in range(ranks.case.processes) if rank not in there)

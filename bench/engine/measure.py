@@ -111,6 +111,9 @@ def _begun(case: Case, settings: Settings, group: Group, clock: _Clock) -> tuple
     with clock.phase("load"):
         subject = build(case, group, settings.weights)
         subject.synchronize()
+    # Fits differ in hardly anything but this, and in this almost surely.
+    if len(set(group.gather(subject.fitted_dice))) > 1:
+        raise RuntimeError("machines have weights of different fits: share one $UNET_BENCH_CACHE, or copy it")
     with clock.phase("first call"):
         subject.step()
         subject.synchronize()

@@ -13,9 +13,11 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     Args:
         case: the case to measure.
         settings: how.
-        cores: CPU cores to share among the processes of the case.
-        memory_mib: memory that the case may take: on the CPU in all its processes, on a GPU each, 0 for all there is.
+        cores: CPU cores to share among the processes of the case on this machine.
+        memory_mib: memory that the case may take: on the CPU in all its processes here, on a GPU each, 0 for all there
+            is.
         only_begin: whether to build, take one step and one more, and measure nothing else.
+        key: tells this request from all others of the run, where ranks meet in a store that outlives it.
     """
 
     case: Case
@@ -23,6 +25,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     cores: int
     memory_mib: int
     only_begin: bool = False
+    key: str = ""
 
 
 class Outcome(msgspec.Struct, frozen=True, kw_only=True):

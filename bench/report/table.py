@@ -51,6 +51,7 @@ def conditions(run: Run) -> str:
         sources += f" {changed}: these results do not count"
     versions = f"torch {env.machine.torch_version}, triton {env.machine.triton_version}, Python {env.machine.python}"
     device = ", ".join(gpu.name for gpu in env.machine.gpus) or f"{env.machine.cpu}, {env.machine.cores} cores"
+    device = f"{env.machine.nodes} nodes of {device}" if env.machine.nodes > 1 else device
     return f"{device} · {versions} · {sources} · {env.time:%Y-%m-%d %H:%M} UTC"
 
 

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -9,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from torch import Tensor, nn
 
@@ -194,6 +196,46 @@ def one_rank_greedy(model: nn.Module, _: Case) -> Callable[..., Any]:
     return _from_second_call(model, _on_rank_1(lambda: torch.empty(2**50, dtype=torch.uint8)))
 
 
+@implementation("one_rank_absent")
+def one_rank_absent(model: nn.Module, _: Case) -> Callable[..., Any]:
+    return model
+
+
+_request = Path(sys.argv[-1], "request.json")
+if os.environ.get("RANK") == "1" and _request.exists() and b"one_rank_absent" in _request.read_bytes():
+    time.sleep(1000)  # while modules are loaded: no group has been joined yet
+
+
+@implementation("one_rank_cut_off")
+def one_rank_cut_off(model: nn.Module, _: Case) -> Callable[..., Any]:
+    """Rank 1 loses the other, waits until that has told of it, and only then says what was wrong."""
+
+    def fault() -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun's, which the other's report brings
+        for connection in psutil.Process().net_connections("tcp"):
+            if connection.status == psutil.CONN_ESTABLISHED and connection.raddr.port != int(os.environ["MASTER_PORT"]):
+                with socket.socket(fileno=os.dup(connection.fd)) as one:
+                    one.shutdown(socket.SHUT_RDWR)
+        while not Path(sys.argv[1], "outcome.0.json").exists():
+            time.sleep(0.05)
+        raise ValueError("somebody pulled the cable")
+
+    return _from_second_call(model, _on_rank_1(fault))
+
+
+@implementation("one_rank_raises_once")
+def one_rank_raises_once(model: nn.Module, _: Case) -> Callable[..., Any]:
+    """It would be `ok` if it were tried again."""
+
+    def fault() -> None:
+        before = Path(sys.argv[1], "raised")
+        if not before.exists():
+            before.touch()
+            raise ValueError("not the first time")
+
+    return _from_second_call(model, _on_rank_1(fault))
+
+
 @implementation("agent_killed")
 def agent_killed(model: nn.Module, _: Case) -> Callable[..., Any]:
     return _from_second_call(model, _on_rank_1(lambda: os.kill(os.getppid(), signal.SIGKILL)))
@@ -214,3 +256,12 @@ def writes_half(model: nn.Module, _: Case) -> Callable[..., Any]:
         os._exit(0)
 
     return _from_second_call(model, fault)
+
+
+@implementation("counts_torchruns")
+def counts_torchruns(model: nn.Module, _: Case) -> Callable[..., Any]:
+    """Fails where one torchrun stands above another."""
+    above = [" ".join(process.cmdline()) for process in psutil.Process().parents()]
+    if sum("torch.distributed.run" in words or "bench.distributed" in words for words in above) > 1:
+        raise RuntimeError("launched again")
+    return model

@@ -115,6 +115,7 @@ def test_the_slug_names_and_counts_the_gpus(here: env.Environment) -> None:
     small = msgspec.structs.replace(GPU, name="Tesla T4")
     assert machines.slug(machine(here, torch_cuda="13.0", gpus=(GPU,))) == "nvidia-h200"
     assert machines.slug(machine(here, torch_cuda="13.0", gpus=(GPU, GPU))) == "2x-nvidia-h200"
+    assert machines.slug(machine(here, torch_cuda="13.0", gpus=(GPU, GPU), nodes=4)) == "4-nodes-2x-nvidia-h200"
     assert machines.slug(machine(here, torch_cuda="13.0", gpus=(small, GPU, GPU))) == "2x-nvidia-h200-tesla-t4"
 
 

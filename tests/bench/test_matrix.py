@@ -17,6 +17,10 @@ TWO = msgspec.structs.replace(GPU, gpus=(H200, H200))
 NO_COMPILER = msgspec.structs.replace(CPU, cxx=None, cxx_missing="no C++ compiler")
 
 
+def nodes(machine: Machine, count: int) -> Machine:
+    return msgspec.structs.replace(machine, nodes=count)
+
+
 def supported(machine: Machine, preset: str) -> list[Case]:
     return [case for case in cases(machine, preset=preset) if unsupported(case, machine) is None]
 
@@ -161,11 +165,20 @@ def test_an_unknown_preset_is_refused_with_those_there_are() -> None:
             "the kernels of triton take the statistics of one device",
         ),
         (Case(size="16x16", task="train"), CPU, "BatchNorm cannot train on one value a channel"),
+        (Case(), nodes(CPU, 2), "1 process cannot be shared out evenly among 2 nodes"),
+        (Case(devices="3cpu"), nodes(CPU, 2), "3 processes cannot be shared out evenly among 2 nodes"),
+        (Case(devices="8cpu"), nodes(CPU, 2), "8 processes wanted, 2 CPU cores here and on each of 2 nodes"),
+        (Case(devices="8gpu"), nodes(TWO, 2), "8 GPUs wanted, 2 here and on each of 2 nodes"),
     ],
     ids=lambda part: part.id if isinstance(part, Case) else None,
 )
 def test_a_case_that_makes_no_sense_is_unsupported_with_the_reason(case: Case, machine: Machine, reason: str) -> None:
     assert (unsupported(case, machine) or "").startswith(reason)
+
+
+def test_the_devices_of_a_case_are_those_of_all_nodes() -> None:
+    assert unsupported(Case(devices="16gpu"), nodes(TWO, 8)) is None
+    assert unsupported(Case(devices="4cpu", task="train"), nodes(CPU, 2)) is None
 
 
 def test_without_a_compiler_everything_but_compile_still_runs() -> None:

@@ -229,14 +229,6 @@ def test_two_processes_train_as_one_case(bench: Bench) -> None:
     assert record.figures["cpu_threads"] == 1
 
 
-def test_one_rank_that_is_killed_fails_the_case_and_ends_the_others(bench: Bench) -> None:
-    bench.measure(tiny("one_rank_killed", task="train", devices="2cpu"), options=("--time-limit-s", "100"))
-    record = bench.records()["one_rank_killed"]
-    assert record.status == "crash"
-    assert record.reason.startswith("rank 1: the process was killed by SIGKILL"), record.reason
-    assert record.wall_s < 90
-
-
 @pytest.mark.slow
 def test_compile_is_measured_with_its_first_call_apart(bench: Bench) -> None:
     bench.measure(tiny("compile"), options=("--time-limit-s", "300"))

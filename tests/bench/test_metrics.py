@@ -199,16 +199,16 @@ def test_graph_breaks_are_counted() -> None:
 def test_a_process_keeps_to_as_many_cores_as_it_has_threads() -> None:
     allowed = os.sched_getaffinity(0)
     try:
-        pin(Case(threads=1), 2, 0)
+        pin(Case(threads=1), 2, 0, 1)
         assert len(os.sched_getaffinity(0)) == 1
         os.sched_setaffinity(0, allowed)
         kept = []
         for rank in (0, 1):
-            pin(Case(devices="2cpu", threads=1), 2, rank)
+            pin(Case(devices="2cpu", threads=1), 2, rank, 2)
             kept.append(os.sched_getaffinity(0))
             os.sched_setaffinity(0, allowed)
         assert not kept[0] & kept[1], "each rank has its own"
-        pin(Case(), len(allowed), 0)
+        pin(Case(), len(allowed), 0, 1)
         assert os.sched_getaffinity(0) == allowed, "who wants all cores keeps them"
     finally:
         os.sched_setaffinity(0, allowed)

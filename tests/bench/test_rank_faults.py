@@ -29,26 +29,29 @@ def _left_behind(name: str) -> Iterator[psutil.Process]:
                 yield process
 
 
+FAULTS = {
+    "one_rank_raises": ("crash", "rank 1: ValueError: this rank has had enough"),
+    "one_rank_raises_once": ("crash", "rank 1: ValueError: not the first time"),
+    "one_rank_cut_off": ("crash", "rank 1: ValueError: somebody pulled the cable"),
+    "one_rank_absent": ("timeout", "rank 1 did not come within 15 s; rank 0 waited"),
+    "one_rank_hangs": ("timeout", "rank 1 does not answer; rank 0 waited: "),
+    "one_rank_greedy": ("oom", "rank 1: "),
+    "one_rank_killed": ("crash", "rank 1: the process was killed by SIGKILL"),
+    "agent_killed": ("crash", "torchrun: the process was killed by SIGKILL"),
+}
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("fault", "status", "reason"),
-    [
-        ("one_rank_raises", "crash", "rank 1: ValueError: this rank has had enough"),
-        ("one_rank_hangs", "timeout", "rank 1 does not answer; rank 0 waited: "),
-        ("one_rank_greedy", "oom", "rank 1: "),
-        ("agent_killed", "crash", "torchrun: the process was killed by SIGKILL"),
-    ],
-)
-def test_a_fault_of_one_rank_is_told_of_that_rank_and_the_next_case_is_measured(
-    bench: Bench, fault: str, status: str, reason: str
-) -> None:
+def test_a_fault_of_one_rank_is_told_of_that_rank_and_the_next_case_is_measured(bench: Bench) -> None:
     bench.variables["UNET_BENCH_TEST"] = str(bench.results)
-    options = ("--time-limit-s", str(LIMIT_S), "--rank-timeout-s", "15")
-    bench.measure(two_ranks(fault), Case(**TINY), options=options)  # type: ignore[arg-type]
+    options = ("--time-limit-s", str(LIMIT_S), "--rank-timeout-s", "15", "--join-timeout-s", "15")
+    bench.measure(*map(two_ranks, FAULTS), Case(**TINY), options=options)  # type: ignore[arg-type]
     found = bench.records()
-    assert found[fault].reason.startswith(reason)
-    assert found[fault].status == status
-    assert found[fault].figures == {}
-    assert found[fault].wall_s < LIMIT_S
+    assert list(found) == [*FAULTS, "eager"]
+    for fault, (status, reason) in FAULTS.items():
+        assert found[fault].reason.startswith(reason)
+        assert found[fault].status == status, fault
+        assert found[fault].figures == {}
+        assert found[fault].wall_s < LIMIT_S
     assert found["eager"].status == "ok"
     assert not list(_left_behind(str(bench.results)))

@@ -1,5 +1,6 @@
 """Runs as a person starts them: their order, their plan, their options, two of them at once."""
 
+import io
 import json
 import subprocess
 import sys
@@ -10,9 +11,10 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from bench import session
 from bench.case import Case, product
 from bench.estimate import prior_s
-from bench.machine import machine
+from bench.machine import machine, usable_gpus
 from bench.matrix import PRESETS, shuffled
 from bench.report.table import tables
 from bench.results import Header, Record, RunFile, Settings, read
@@ -133,6 +135,38 @@ def test_every_implementation_that_runs_here_is_accurate(bench: Bench) -> None:
     assert found["compile_freezing", "train"].reason == "for inference alone: training changes the weights"
     for graphs in ("compile_reduce_overhead", "eager_graph"):
         assert found[graphs, "infer"].reason == "CUDA graphs are for CUDA devices: no CUDA device"
+
+
+@pytest.mark.slow
+def test_a_case_that_takes_long_says_what_it_is_doing_where_there_is_no_bar(
+    fitted_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("UNET_BENCH_CACHE", str(fitted_cache))
+    monkeypatch.setattr(session, "SILENCE_S", 0.1)
+    run = Session(Options(chosen=(tiny(),), settings=Settings(measure_s=0.2, warmup_s=0.1), results=tmp_path))
+    told = Console(file=io.StringIO(), width=200)
+    run.open(run.cases, told)
+    assert run.measure(tiny(), told).status == "ok"
+    run.close()
+    assert f"{tiny().id} · import " in told.file.getvalue()  # type: ignore[attr-defined]
+
+
+@pytest.mark.slow
+def test_one_device_and_two_are_compared_on_a_cpu_by_nothing_but_the_axis(bench: Bench) -> None:
+    here = machine()
+    if usable_gpus(here) or here.cores == 1:
+        pytest.skip("a CPU's promise, of one with two cores")
+    sizes = [word for name in TINY for word in ("--axis", f"{name}={TINY[name]}")]
+    told = bench.measure(options=("--preset", "smoke", "-k", "train", "--axis", "devices=1,2", *sizes))
+    assert told.returncode == 0, told.stdout
+    (run,) = bench.runs()
+    one, two = sorted(run.records, key=lambda record: record.case.device_count)
+    assert (one.case.devices, two.case.devices) == ("1cpu", "2cpu")
+    assert two.case.shared_by == "ddp"
+    assert (one.status, two.status) == ("ok", "ok")
+    parts = ("scaling_efficiency", "lost_to_compute", "lost_to_imbalance", "lost_to_allreduce")
+    assert sum(float(two.figures[part] or 0) for part in parts) == pytest.approx(1)
+    assert two.case.id in bench.read("scaling", str(run.path)).stdout
 
 
 @pytest.mark.slow

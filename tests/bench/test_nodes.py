@@ -1,0 +1,367 @@
+"""Several machines, one run: here two on the loopback, each a `pytest bench` of its own; and under a torchrun."""
+
+import contextlib
+import signal
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import msgspec
+import psutil
+import pytest
+
+from bench.case import Case
+from bench.engine.protocol import Outcome
+from bench.errors import UsageError
+from bench.meeting import Place, place
+from bench.peers import Peers
+from bench.processes import MARK
+from bench.results import Header
+from bench.terms import Terms, agree, terms
+from bench.verdict import Part, joint
+
+from .conftest import MACHINE, TINY, Bench
+
+ABOUT = "UNET_BENCH_TEST"
+
+
+def two_ranks(implementation: str = "eager") -> Case:
+    return Case(implementation=implementation, task="train", devices="2cpu", **TINY)  # type: ignore[arg-type]
+
+
+@contextlib.contextmanager
+def endpoint() -> Iterator[str]:
+    """An endpoint on the loopback that nobody else is given meanwhile: bound, and free to be listened at."""
+    with socket.socket() as held:
+        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        held.bind(("", 0))
+        yield f"127.0.0.1:{held.getsockname()[1]}"
+
+
+def on_two_nodes(bench: Bench, *cases: Case, one: tuple[str, ...] = (), other: tuple[str, ...] = ()) -> list[str]:
+    """What the two print, each given the same cases and options of its own."""
+    bench.variables[ABOUT] = str(bench.results)
+    with contextlib.ExitStack() as stack:
+        where = stack.enter_context(endpoint())
+        common = ("--nodes", "2", "--rdzv-endpoint", where, "--time-limit-s", "200")
+        nodes = [stack.enter_context(bench.started(*cases, options=(*common, *own))) for own in (one, other)]
+        return [node.communicate(timeout=600)[0] for node in nodes]
+
+
+def of_this_test(bench: Bench) -> Iterator[psutil.Process]:
+    """Processes of cases of this test's runs, zombies left out."""
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, OSError):
+            variables = process.environ()
+            alive = process.status() != psutil.STATUS_ZOMBIE
+            if alive and MARK in variables and variables.get(ABOUT) == str(bench.results):
+                yield process
+
+
+def torchrun_of_node_1(bench: Bench, nodes: list[subprocess.Popen[str]]) -> psutil.Process:
+    """As soon as it is there, long before it has imported torch."""
+    while all(node.poll() is None for node in nodes):
+        with contextlib.suppress(psutil.Error):
+            for process in of_this_test(bench):
+                if "--node-rank=1" in process.cmdline():
+                    return process
+        time.sleep(0.1)
+    raise AssertionError("a node ended before its first case")
+
+
+@pytest.mark.slow
+def test_two_nodes_measure_each_case_together_tell_of_the_right_rank_and_write_one_file(bench: Bench) -> None:
+    cases = [two_ranks(name) for name in ("one_rank_raises", "one_rank_killed", "agent_killed", "eager")]
+    told = on_two_nodes(bench, *cases)
+    (run,) = bench.runs()
+    assert run.header.environment.machine.nodes == 2
+    assert run.path.parent.name.startswith("2-nodes-")
+    found = {record.case.implementation: record for record in run.records}
+    # Rank 1 is the other node's: what it said itself has come over, not what the first node saw of it.
+    assert found["one_rank_raises"].reason.startswith("rank 1: ValueError: this rank has had enough")
+    assert found["one_rank_killed"].reason.startswith("rank 1: the process was killed by SIGKILL")
+    assert found["agent_killed"].reason.startswith("torchrun of node 1 (")
+    assert {found[name].status for name in ("one_rank_raises", "one_rank_killed", "agent_killed")} == {"crash"}
+    assert found["eager"].status == "ok", found["eager"].reason
+    assert [rank.rank for rank in found["eager"].ranks] == [0, 1]
+    assert found["eager"].figures["ranks_agree"] is True
+    assert found["eager"].repeat.count("--nodes 2 --rdzv-endpoint HOST:PORT") == 1
+    writer, other = sorted(told, key=lambda text: "nothing is written here" in text)
+    assert f"saved: {run.path}" in writer
+    assert "saved:" not in other
+    for text in told:  # both come to the same end
+        assert "3 failed, 1 passed" in text
+    assert not list(of_this_test(bench))
+
+
+@pytest.mark.slow
+def test_a_node_that_never_comes_to_a_case_ends_it_in_time_and_the_next_one_is_measured(bench: Bench) -> None:
+    bench.variables[ABOUT] = str(bench.results)
+    cases = (two_ranks("sleeps"), two_ranks())
+    with contextlib.ExitStack() as stack:
+        where = stack.enter_context(endpoint())
+        # To meet at all they have a minute, for a case half of its limit.
+        options = ("--nodes", "2", "--rdzv-endpoint", where, "--join-timeout-s", "60", "--time-limit-s", "70")
+        nodes = [stack.enter_context(bench.started(*cases, options=options)) for _ in range(2)]
+        torchrun_of_node_1(bench, nodes).send_signal(signal.SIGSTOP)
+        for node in nodes:
+            node.communicate(timeout=600)
+    found = bench.records()
+    assert found["sleeps"].status == "timeout"
+    assert "torchrun of node 0 (" in found["sleeps"].reason
+    assert "waited for the others in vain" in found["sleeps"].reason
+    assert found["sleeps"].wall_s < 70
+    assert found["eager"].status == "ok", found["eager"].reason
+    assert not list(of_this_test(bench))
+
+
+@pytest.mark.slow
+def test_a_node_that_dies_fails_its_case_and_those_after_it_at_once(bench: Bench) -> None:
+    bench.variables[ABOUT] = str(bench.results)
+    cases = (two_ranks("one_rank_hangs"), two_ranks())
+    with contextlib.ExitStack() as stack:
+        where = stack.enter_context(endpoint())
+        options = ("--nodes", "2", "--rdzv-endpoint", where, "--time-limit-s", "400", "--rank-timeout-s", "200")
+        nodes = [stack.enter_context(bench.started(*cases, options=options)) for _ in range(2)]
+        dying = psutil.Process(torchrun_of_node_1(bench, nodes).ppid())
+        (alive,) = (node for node in nodes if node.pid != dying.pid)
+        dying.kill()
+        alive.communicate(timeout=600)
+    found = bench.records()
+    assert found["one_rank_hangs"].status == found["eager"].status == "crash"
+    assert found["one_rank_hangs"].reason.startswith("node 1 (")
+    assert found["eager"].reason.endswith("has left the run")
+    assert found["one_rank_hangs"].wall_s < 150
+    assert found["eager"].wall_s < 5
+    assert not list(of_this_test(bench))
+
+
+@pytest.mark.slow
+def test_under_a_torchrun_its_processes_are_the_ranks_and_nothing_is_launched_again(bench: Bench) -> None:
+    with endpoint() as where:
+        options = ("--rdzv-endpoint", where, "--rank-timeout-s", "60")
+        command = bench.command(two_ranks("one_rank_raises"), two_ranks("counts_torchruns"), options=options)
+        torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
+        told = bench.call(command[0], *torchrun, *command[1:])
+    (run,) = bench.runs()
+    found = {record.case.implementation: record for record in run.records}
+    assert found["one_rank_raises"].reason.startswith("rank 1: ValueError: this rank has had enough"), told.stdout
+    assert found["counts_torchruns"].status == "ok", found["counts_torchruns"].reason
+    assert len(found["counts_torchruns"].ranks) == 2
+    assert run.header.environment.machine.nodes == 1
+    assert told.stdout.count("saved: ") == 2  # the run, and the file for pytest-benchmark
+
+
+def test_nodes_that_would_not_do_the_same_are_told_what_differs_and_measure_nothing(bench: Bench) -> None:
+    cases = (two_ranks(), Case(devices="2cpu", **TINY))  # type: ignore[arg-type]
+    for text in on_two_nodes(bench, *cases, one=("-k", "train")):
+        (line,) = {line for line in text.splitlines() if "make them alike" in line}
+        assert "cases is " in line
+        assert " on node 1 (" in line
+    assert not bench.runs()
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("sources is cccccccccccc on rank 1", {"source_hash": "c" * 64}),
+        ("torch is 2.11.0 on rank 1", {"machine": msgspec.structs.replace(MACHINE, torch_version="2.11.0")}),
+        ("number of nodes is 3 on rank 1", {"machine": msgspec.structs.replace(MACHINE, nodes=3)}),
+        ("--rank-timeout-s is 7.0 on rank 1", {"rank_timeout_s": 7.0}),
+        ("--resume is True on rank 1", {"--resume": True}),
+        ("cases is 0 in an order of hash", {"cases": ()}),
+    ],
+)
+def test_what_differs_between_nodes_is_named_on_all_of_them(header: Header, name: str, changes: dict[str, Any]) -> None:
+    def said(**other: Any) -> Terms:  # noqa: ANN401 (fields of several structs)
+        environment, settings = (
+            msgspec.structs.replace(one, **{key: other[key] for key in other if key in one.__struct_fields__})
+            for one in (header.environment, header.settings)
+        )
+        return terms(environment, settings, other.get("cases", (two_ranks(),)), {"--resume": "--resume" in other})
+
+    refusals: list[str] = []
+
+    def check(one: Peers) -> None:
+        try:
+            agree(one, said(**(changes if one.number else {})), 60)
+        except UsageError as error:
+            refusals.append(str(error))
+
+    with together(2) as peers:
+        in_threads(check, peers)
+    assert len(set(refusals)) == 1
+    assert len(refusals) == 2
+    assert refusals[0].startswith(name)
+
+
+def test_a_node_that_nobody_joins_says_so_in_time(bench: Bench) -> None:
+    with endpoint() as where:
+        options = ("--nodes", "2", "--rdzv-endpoint", where, "--join-timeout-s", "0.5")
+        told = bench.measure(two_ranks(), options=options)
+    assert told.returncode == 4
+    assert f"1 of 2 came to --rdzv-endpoint {where} within 0.5 s: give the same command on every node" in told.stdout
+    assert not bench.runs()
+
+
+def test_an_endpoint_that_cannot_be_reached_is_named() -> None:
+    with endpoint() as where:  # bound, and nobody listens
+        here = Place(count=2, host="127.0.0.1", port=int(where.split(":")[1]), number=1)
+        with pytest.raises(UsageError, match=f"--rdzv-endpoint {where}: cannot be reached within 0.3 s .*refused"):
+            Peers(here).meet(0.3)
+
+
+def test_a_host_that_is_none_is_named() -> None:
+    none = "x" * 64  # longer than any part of a name: no server need be asked
+    with pytest.raises(UsageError, match=f"--rdzv-endpoint {none}:29400: .*: expected the address of a node"):
+        Peers(Place(count=2, host=none, port=29400)).meet(1)
+
+
+class Thing(msgspec.Struct, frozen=True):
+    value: int
+
+
+@contextlib.contextmanager
+def together(count: int, *, strange: bytes = b"") -> Iterator[list[Peers]]:
+    """Peers that have met, in order; each in a thread while they did, and after a stranger has knocked."""
+    with endpoint() as where:
+        host, _, port = where.partition(":")
+        peers = [Peers(Place(count=count, host=host, port=int(port), number=number)) for number in range(count)]
+        threads = [threading.Thread(target=one.meet, args=(60,)) for one in peers]
+        threads[0].start()
+        if strange:
+            with _knocking(host, int(port)) as stranger:
+                stranger.sendall(strange)
+                for thread in threads[1:]:
+                    thread.start()
+        else:
+            for thread in threads[1:]:
+                thread.start()
+        for thread in threads:
+            thread.join()
+        try:
+            yield peers
+        finally:
+            for one in peers:
+                one.leave()
+
+
+def _knocking(host: str, port: int) -> socket.socket:
+    while True:
+        with contextlib.suppress(ConnectionRefusedError):
+            return socket.create_connection((host, port))
+        time.sleep(0.01)
+
+
+def all_gather(peers: list[Peers]) -> list[list[Thing | None]]:
+    told: list[list[Thing | None]] = [[] for _ in peers]
+
+    def gather(one: Peers) -> None:
+        told[one.number] = one.gather(Thing(one.number), 60)
+
+    in_threads(gather, peers)
+    return told
+
+
+def in_threads(act: Callable[[Peers], None], peers: list[Peers]) -> None:
+    threads = [threading.Thread(target=act, args=(one,)) for one in peers]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+
+@pytest.mark.parametrize("strange", [b"", b"GET / HTTP/1.1\r\n\r\n", b"\0\0\0\4nope"])
+def test_each_hears_what_all_have_in_order_and_strangers_are_not_counted(strange: bytes) -> None:
+    with together(3, strange=strange) as peers:
+        for _ in range(3):
+            assert all_gather(peers) == [[Thing(0), Thing(1), Thing(2)]] * 3
+
+
+def test_who_has_left_is_missed_by_all_and_waited_for_by_none() -> None:
+    with together(3) as peers:
+        peers.pop().leave()
+        for _ in range(2):
+            assert all_gather(peers) == [[Thing(0), Thing(1), None]] * 2
+
+
+@pytest.mark.parametrize("failing", [0, 1, 2])
+def test_a_failed_part_is_known_to_all_before_they_are_asked_and_forgotten_after(failing: int) -> None:
+    with together(3) as peers:
+        peers[failing].alarm()
+        end = time.monotonic() + 60
+        others = [one for one in peers if one.number != failing]
+        while not all(one._is_alarmed() for one in others):
+            assert time.monotonic() < end
+        assert all_gather(peers) == [[Thing(0), Thing(1), Thing(2)]] * 3
+        assert not any(one._is_alarmed() for one in peers)
+
+
+def test_of_several_failures_a_first_hand_one_counts_wherever_it_is_told() -> None:
+    second = Outcome(status="timeout", reason="rank 3 does not answer", secondhand=True)
+    first = Outcome(status="oom", reason="rank 3: too much")
+    fine = Outcome(status="ok")
+    for parts in ([second, first], [first, second], [None, first], [fine, second, first]):
+        told = joint([Part(outcome=one) for one in parts], ["node"] * len(parts))
+        assert told == first
+    assert joint([Part(outcome=fine), Part()], ["node 0", "node 1"]) == fine
+    assert joint([Part(), Part()], ["node 0", "node 1"]) is None
+    gone = joint([Part(outcome=second), None], ["node 0 (a)", "node 1 (b)"])
+    assert gone is not None
+    assert (gone.status, gone.reason) == ("crash", "node 1 (b) has left the run")
+
+
+TORCHRUN = {
+    "TORCHELASTIC_RUN_ID": "x",
+    "WORLD_SIZE": "16",
+    "LOCAL_WORLD_SIZE": "8",
+    "RANK": "11",
+    "LOCAL_RANK": "3",
+    "MASTER_ADDR": "gpu-0",
+    "MASTER_PORT": "29500",
+}
+
+
+def test_a_place_is_read_from_options_or_from_what_torchrun_has_set() -> None:
+    assert place(1, "", {}) == Place()
+    assert place(1, "", {**TORCHRUN, "WORLD_SIZE": "1"}) == Place()
+    assert place(2, "gpu-0:29400", {}) == Place(count=2, nodes=2, host="gpu-0", port=29400)
+    assert place(2, "[fd00::1]:29400", {}).host == "fd00::1"
+    here = place(1, "", TORCHRUN)
+    assert here == Place(count=16, nodes=2, host="gpu-0", port=29501, number=11, local=3)
+    assert place(1, "gpu-0:4000", TORCHRUN).port == 4000
+
+
+@pytest.mark.parametrize(
+    ("nodes", "where", "variables", "told"),
+    [
+        (2, "", {}, "--nodes 2 --rdzv-endpoint (none): expected both"),
+        (1, "gpu-0:1", {}, "--nodes 1 --rdzv-endpoint gpu-0:1: expected both"),
+        (2, "gpu-0", {}, "--rdzv-endpoint gpu-0: expected HOST:PORT"),
+        (2, "gpu-0:66000", {}, "--rdzv-endpoint gpu-0:66000: expected HOST:PORT"),
+        (2, ":29400", {}, "--rdzv-endpoint :29400: expected HOST:PORT"),
+        (2, "gpu-0:1", TORCHRUN, "--nodes 2: torchrun has started this and says how many there are"),
+    ],
+)
+def test_a_place_that_cannot_be_is_refused(nodes: int, where: str, variables: dict[str, str], told: str) -> None:
+    with pytest.raises(UsageError) as refused:
+        place(nodes, where, variables)
+    assert str(refused.value).startswith(told)
+
+
+def test_a_case_of_more_or_fewer_processes_than_torchrun_has_started_is_refused(bench: Bench) -> None:
+    bench.variables |= {**TORCHRUN, "WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "4"}
+    told = bench.measure(two_ranks())
+    assert told.returncode == 4
+    assert f"{two_ranks().id} has 2 processes and torchrun has started 4: leave the devices to it" in told.stdout
+
+
+def test_the_same_command_is_planned_on_one_node_without_the_others(bench: Bench) -> None:
+    options = ("--nodes", "2", "--rdzv-endpoint", "127.0.0.1:1", "--dry-run")
+    told = bench.measure(two_ranks(), Case(**TINY), options=options)  # type: ignore[arg-type]
+    assert told.returncode == 0, told.stdout
+    assert "unsupported: 1 process cannot be shared out evenly among 2 nodes" in told.stdout
+    assert "2 cases, 1 to measure" in told.stdout
