@@ -87,7 +87,12 @@ def block(mark: str) -> str:
 def listed(folder: Path, *arguments: str, **variables: str) -> list[str]:
     command = [sys.executable, "-m", "bench", "list", "--preset", "smoke", *arguments]
     told = subprocess.run(
-        command, cwd=folder, env={**os.environ, **variables}, capture_output=True, text=True, check=True
+        command,
+        cwd=folder,
+        env={**os.environ, "COLUMNS": "200", **variables},
+        capture_output=True,
+        text=True,
+        check=True,
     )
     return [line.split()[0] for line in told.stdout.splitlines()[1:]]
 
