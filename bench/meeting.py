@@ -19,6 +19,7 @@ import msgspec
 from bench.errors import UsageError
 
 LONGEST_HELLO = 10_000
+"""Bytes of one machine's name and number."""
 HALF_MESSAGE_S = 10
 RETRY_S = 0.25
 
@@ -141,11 +142,13 @@ def meet(here: Place, wait_s: float) -> Met:
 def _listener(here: Place) -> socket.socket | None:
     """The socket of number 0; None on the others."""
     addresses = socket.getaddrinfo(here.host, here.port, type=socket.SOCK_STREAM)
-    if here.number or (here.number is None and not any(_is_mine(family, to[0]) for family, *_, to in addresses)):
+    mine = [family for family, *_, to in addresses if _is_mine(family, to[0])]
+    if here.number or (here.number is None and not mine):
         return None
+    family = next(iter(mine), addresses[0][0])
     try:
         # On all addresses: to itself a machine's name is often a loopback address.
-        return socket.create_server(("", here.port), family=addresses[0][0], backlog=here.count)
+        return socket.create_server(("", here.port), family=family, backlog=min(here.count, socket.SOMAXCONN))
     except OSError as error:
         if here.number is None and error.errno == errno.EADDRINUSE:  # by number 0, on the same machine
             return None
@@ -153,11 +156,11 @@ def _listener(here: Place) -> socket.socket | None:
 
 
 def _is_mine(family: int, address: object) -> bool:
-    with socket.socket(family) as trial:
-        try:
+    try:
+        with socket.socket(family) as trial:  # a name may have an IPv6 address where the kernel has no IPv6
             trial.bind((address, 0))
-        except OSError:
-            return False
+    except OSError:
+        return False
     return True
 
 
@@ -166,12 +169,14 @@ def _receive(here: Place, listener: socket.socket, wait_s: float) -> Met:
     came: list[tuple[_Hello, Connection]] = []
     knocking: list[Connection] = []
     while len(came) < here.count - 1:
-        ready = wait([listener, *knocking], timeout=max(0.0, end - time.monotonic()))
+        waiting = [link for _, link in came]
+        ready = wait([listener, *knocking, *waiting], timeout=max(0.0, end - time.monotonic()))
         if not ready:
             raise UsageError(
                 f"{len(came) + 1} of {here.count} came to {here.endpoint} within {wait_s:g} s: "
                 "give the same command on every node"
             )
+        came = [one for one in came if one[1] not in ready]  # not welcomed yet, it has nothing to say but that it left
         if listener in ready:
             knocking.append(_link(listener.accept()[0]))
         for link in [one for one in knocking if one in ready]:
@@ -197,7 +202,8 @@ def _come(here: Place, wait_s: float) -> Met:
     link = _reached(here, end, wait_s)
     try:
         link.send_bytes(msgspec.json.encode(_Hello(name=platform.node(), number=here.number)))
-        answer = link.recv_bytes() if link.poll(max(0.0, end - time.monotonic())) else b""
+        said = link.poll(max(0.0, end - time.monotonic()))
+        answer = link.recv_bytes(LONGEST_HELLO * here.count) if said else b""
         welcome = msgspec.json.decode(answer, type=_Welcome)
     except (EOFError, OSError, msgspec.DecodeError) as error:
         raise UsageError(

@@ -225,19 +225,18 @@ class Thing(msgspec.Struct, frozen=True):
 
 
 @contextlib.contextmanager
-def together(count: int, *, strange: bytes = b"") -> Iterator[list[Peers]]:
-    """Peers that have met, in order; each in a thread while they did, and after a stranger has knocked."""
+def together(count: int, *, strange: bytes = b"", leaves: bool = False) -> Iterator[list[Peers]]:
+    """Peers that have met, in order; each in a thread while they did, and after a stranger has knocked, or left."""
     with endpoint() as where:
         host, _, port = where.partition(":")
         peers = [Peers(Place(count=count, host=host, port=int(port), number=number)) for number in range(count)]
         threads = [threading.Thread(target=one.meet, args=(60,)) for one in peers]
         threads[0].start()
-        if strange:
-            with _knocking(host, int(port)) as stranger:
-                stranger.sendall(strange)
-                for thread in threads[1:]:
-                    thread.start()
-        else:
+        with contextlib.ExitStack() as stranger:
+            if strange:
+                stranger.enter_context(_knocking(host, int(port))).sendall(strange)
+            if leaves:
+                stranger.close()
             for thread in threads[1:]:
                 thread.start()
         for thread in threads:
@@ -279,6 +278,45 @@ def test_each_hears_what_all_have_in_order_and_strangers_are_not_counted(strange
     with together(3, strange=strange) as peers:
         for _ in range(3):
             assert all_gather(peers) == [[Thing(0), Thing(1), Thing(2)]] * 3
+
+
+def test_who_leaves_before_all_have_come_is_not_counted() -> None:
+    with together(3, strange=b'\0\0\0\x1a{"name":"gone","number":1}', leaves=True) as peers:
+        assert "gone" not in peers[0].met.names
+        assert all_gather(peers) == [[Thing(0), Thing(1), Thing(2)]] * 3
+
+
+@pytest.mark.parametrize(
+    "said", [b"\xff" * 12, b"\xff\xff\xff\xff\x40" + b"\0" * 7, b"SSH-2.0-OpenSSH\r\n", b'\0\0\0\7{"a":1}', b""]
+)
+def test_what_listens_there_and_is_no_node_is_refused_at_once_whatever_it_says(said: bytes) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+
+        def answer() -> None:
+            with other.accept()[0] as knocked:
+                knocked.recv(100)
+                knocked.sendall(said)
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        with pytest.raises(UsageError, match=f":{port}: what listens there has not made this one of its 2"):
+            Peers(Place(count=2, host="127.0.0.1", port=port, number=1)).meet(60)
+        thread.join()
+
+
+def test_more_nodes_than_can_ever_queue_are_waited_for() -> None:
+    with endpoint() as where, pytest.raises(UsageError, match="1 of 99999999999 came to "):
+        Peers(place(99_999_999_999, where, {})).meet(0.1)
+
+
+def test_an_address_of_a_kind_that_the_kernel_lacks_is_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    kinds = [(family, socket.SOCK_STREAM, 6, "", ("127.0.0.1", 0)) for family in (socket.AF_IRDA, socket.AF_INET)]
+    with endpoint() as where:
+        here = place(2, where, {})
+        monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: kinds)
+        with pytest.raises(UsageError, match="1 of 2 came to "):
+            Peers(here).meet(0.1)
 
 
 def test_who_has_left_is_missed_by_all_and_waited_for_by_none() -> None:
