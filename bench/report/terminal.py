@@ -9,16 +9,16 @@ import os
 import re
 import sys
 import textwrap
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from itertools import zip_longest
 from typing import IO, Literal
 
 from rich.cells import cell_len
 from rich.console import Console
-from rich.table import Table as RichTable
 from rich.text import Text
 
 from bench.report.stages import HEADINGS, stage_rows
-from bench.report.table import conditions, tables
+from bench.report.table import conditions, one_line, tables
 from bench.results import Run
 
 WHOLE = 10_000
@@ -79,6 +79,7 @@ def show(run: Run, on: Console) -> None:
 
 def print_text(on: Console, text: str, style: str = "") -> None:
     """Print a line of prose, on a terminal in several where it is too long; a command stays whole, to be copied."""
+    text = _harmless(text)
     if on.is_terminal and "python -m " not in text:
         indent = " " * (len(text) - len(text.lstrip()) + 2)
         lines = textwrap.wrap(text, on.width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
@@ -110,21 +111,40 @@ def print_table(
         bold: rows that the others are compared with.
         dispensable: headings of columns that one can do without, the first to go first.
     """
+    headings, *rows = ([_harmless(cell) for cell in row] for row in (headings, *rows))
     columns, widths = _fitting([headings, *rows], labels, dispensable, on.width)
     grid = [[_folded(row[column], widths[column]) for column in columns] for row in (headings, *rows)]
-    drawn = RichTable(box=None, pad_edge=False, width=_total(map(_widest, zip(*grid, strict=True))))
-    for column, heading in zip(columns, grid[0], strict=True):
-        drawn.add_column(Text(heading), justify="left" if column < labels else "right", no_wrap=True)
+    across = [_widest(cells) for cells in zip(*grid, strict=True)]
+    left = sum(column < labels for column in columns)
+    highest = max(cell.count("\n") for cell in grid[0])
+    sunk = ["\n" * (highest - cell.count("\n")) + cell for cell in grid[0]]
+    for line in _lines(sunk, across, left):
+        on.print(Text(line), style="bold", soft_wrap=True)
     outer = None
     groups = grouped and 1 < len({row[0] for row in rows}) < len(rows)
     for number, (row, cells) in enumerate(zip(rows, grid[1:], strict=True)):
         repeats = groups and row[0] == outer
         if groups and outer is not None and not repeats:
-            drawn.add_row()
-        words = [Text(cell) for cell in cells]
-        drawn.add_row(*([Text("")] if repeats else words[:1]), *words[1:], style="bold" if number in bold else None)
+            on.print()
+        for line in _lines(["", *cells[1:]] if repeats else cells, across, left):
+            on.print(Text(line), style="bold" if number in bold else "", soft_wrap=True)
         outer = row[0]
-    on.print(drawn, crop=False)
+
+
+def _harmless(text: str) -> str:
+    """The text without what would move or colour a terminal; its lines stay."""
+    return "\n".join(map(one_line, text.split("\n")))
+
+
+def _lines(cells: Sequence[str], widths: Sequence[int], left: int) -> Iterator[str]:
+    """The row, in as many lines as its highest cell, its first cells to the left; without blanks at the end."""
+    for parts in zip_longest(*(cell.split("\n") for cell in cells), fillvalue=""):
+        blanks = [" " * (width - cell_len(part)) for part, width in zip(parts, widths, strict=True)]
+        padded = [
+            part + blank if column < left else blank + part
+            for column, (part, blank) in enumerate(zip(parts, blanks, strict=True))
+        ]
+        yield (" " * GAP).join(padded).rstrip()
 
 
 def _fitting(

@@ -193,3 +193,27 @@ def test_no_color_and_a_file_are_plain(monkeypatch: pytest.MonkeyPatch) -> None:
     out = io.StringIO()
     print_text(console(out, terminal=True), "bold", "bold red")
     assert out.getvalue() == "bold\n"
+
+
+HOSTILE = "a \x1b[31mred\x1b]0;title\x07[bold]x[/] [/none]\x9b2J\u202e\rb"
+HARMLESS = "a �[31mred�]0;title�[bold]x[/] [/none]�2J��b"
+
+
+def test_text_of_anybodys_file_moves_and_colours_no_terminal() -> None:
+    out = io.StringIO()
+    on = Console(file=out, width=200, force_terminal=True, color_system=None)
+    print_text(on, HOSTILE)
+    print_table(on, ("case", HOSTILE), [(HOSTILE, "1")], labels=1)
+    text, _, row = out.getvalue().splitlines()
+    assert text == HARMLESS
+    assert row.startswith(HARMLESS)
+    assert "\x1b" not in out.getvalue()
+
+
+def test_no_line_of_a_table_ends_in_blanks() -> None:
+    out = io.StringIO()
+    rows = [("a", "short"), ("a", ""), ("b", "a long one\nin two lines")]
+    print_table(Console(file=out, width=200), ("case", "words that say"), rows, labels=2)
+    lines = out.getvalue().splitlines()
+    assert lines == [line.rstrip() for line in lines]
+    assert lines[-2:] == ["b     a long one", "      in two lines"]
