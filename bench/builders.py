@@ -2,6 +2,7 @@
 
 import dataclasses
 import json as json_module
+import re
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -171,9 +172,9 @@ def tune(
     from bench.machine import machine, usable_gpus
 
     wanted = batch.split(","), precision.split(",")
-    if not all(one.isdigit() for one in wanted[0]) or not set(wanted[1]) <= set(PRECISIONS):
+    if not all(re.fullmatch("[1-9][0-9]{0,5}", one) for one in wanted[0]) or not set(wanted[1]) <= set(PRECISIONS):
         raise UsageError(
-            f"--batch {batch} --precision {precision}: allowed: whole numbers, and {', '.join(PRECISIONS)}"
+            f"--batch {batch} --precision {precision}: allowed: whole numbers from 1, and {', '.join(PRECISIONS)}"
         )
 
     if not usable_gpus(machine()):

@@ -110,12 +110,11 @@ def capability_of(target: str) -> int:
     """`sm_90` → 90.
 
     Raises:
-        ValueError: not of that form.
+        ValueError: none of `TARGETS`.
     """
-    number = target.removeprefix("sm_")
-    if not (target.startswith("sm_") and number.isdigit()):
-        raise ValueError(f"a target is written sm_80, sm_90, …; given {target!r}")
-    return int(number)
+    if target not in TARGETS:
+        raise ValueError(f"a target is one of {', '.join(TARGETS)}; given {target!r}")
+    return int(target.removeprefix("sm_"))
 
 
 def _kernels(name: str | None) -> list[Kernel]:

@@ -33,8 +33,8 @@ def campaign(
     from bench.environment import environment
     from bench.installed import missing
 
-    if minutes * 60 <= RESERVE_S:
-        raise UsageError(f"--minutes {minutes:g}: more than {RESERVE_S / 60:.2g} are needed to end in order")
+    if not RESERVE_S < minutes * 60 < float("inf"):
+        raise UsageError(f"--minutes {minutes:g}: expected a number above {RESERVE_S / 60:.2g}, to end in order")
     end = time.monotonic() + minutes * 60
     env, lacking = environment(), missing("test")
     everything = all_steps(env.machine, toy=toy)
@@ -46,7 +46,10 @@ def campaign(
         typer.echo(f"missing packages: {', '.join(lacking)}: steps that need them will fail; carry them as wheels")
     chosen = [step for step in everything if step.name in names]
     folder = out.resolve()
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"--out {out}: cannot be a folder ({error.strerror})") from error
     try:
         Conductor(folder, env.machine, end - time.monotonic()).run(chosen, typer.echo, _progress)
     finally:

@@ -118,6 +118,8 @@ def calibrate(
     from bench.gate import rates, simulation
     from bench.report.terminal import error_console
 
+    if into is not None:
+        rates.around(into)  # before two minutes of drawing
     if draw:
         import msgspec
 

@@ -141,8 +141,8 @@ def _notes(real: Iterable[RealGates]) -> Iterator[str]:
         )
 
 
-def insert(path: Path, text: str) -> None:
-    """Replace what stands between the marks in a Markdown file.
+def around(path: Path) -> tuple[str, str]:
+    """What stands before and after the place of the rates in a Markdown file, marks included.
 
     Raises:
         UsageError: the file cannot be read, or has no marks.
@@ -155,4 +155,14 @@ def insert(path: Path, text: str) -> None:
     _, end, after = rest.partition(MARKS[1])
     if not begin or not end:
         raise UsageError(f"{path}: no place for the error rates; expected the lines {MARKS[0]} and {MARKS[1]}")
-    path.write_text(f"{before}{begin}\n\n{text}\n{end}{after}", encoding="utf-8")
+    return before + begin, end + after
+
+
+def insert(path: Path, text: str) -> None:
+    """Replace what stands between the marks in a Markdown file.
+
+    Raises:
+        UsageError: as `around`.
+    """
+    before, after = around(path)
+    path.write_text(f"{before}\n\n{text}\n{after}", encoding="utf-8")

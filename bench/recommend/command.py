@@ -56,6 +56,8 @@ def recommend(  # noqa: PLR0913, PLR0917 (an option each, as typer reads them)
         max_joules=max_joules,
         objective=objective,
     )
+    if not 0 < measure_s < float("inf"):
+        raise UsageError(f"--measure-s {measure_s:g}: expected a number of seconds above 0")
     folder = into or results.RESULTS
     try:
         implementations.load(load)
@@ -99,4 +101,7 @@ def _limits(**given: float | str | None) -> "Limits":
     for name, value in given.items():
         if isinstance(value, float) and not value > 0:
             raise UsageError(f"--{name.replace('_', '-')} {value:g}: expected a number above 0")
+    share = given["min_agreement"]
+    if isinstance(share, float) and share > 1:
+        raise UsageError(f"--min-agreement {share:g}: expected a share, 1 at most")
     return msgspec.convert(given, Limits)

@@ -111,12 +111,18 @@ def test_list_knows_implementations_of_a_loaded_module(bench: Bench) -> None:
         (["report", "missing.jsonl"], "missing.jsonl: cannot read results (No such file or directory)"),
         (["report", "pyproject.toml"], "pyproject.toml: not a run file"),
         (["report", "results"], "results: cannot read results (Is a directory)"),
-        (["tune", "--batch", "many"], "allowed: whole numbers, and bf16, fp16, tf32, fp32"),
+        (["tune", "--batch", "many"], "allowed: whole numbers from 1, and bf16, fp16, tf32, fp32"),
+        (["tune", "--batch", "1,0"], "allowed: whole numbers from 1, and bf16, fp16, tf32, fp32"),
+        (["tune", "--batch", "²"], "allowed: whole numbers from 1, and bf16, fp16, tf32, fp32"),
+        (["campaign", "--out", "/dev/null/found", "--minutes", "nan"], "--minutes nan: expected a number above 0.33"),
+        (["campaign", "--out", "pyproject.toml"], "--out pyproject.toml: cannot be a folder (File exists)"),
+        (["calibrate", "--into", "missing.md"], "missing.md: cannot read it"),
         (["report", "--gate", "verdicts.json"], "--gate shows verdicts on the page: give --html FILE as well"),
         (["report", "--html", "-", "--gate", "pyproject.toml"], "not what `python -m bench gate --json` writes"),
         (["model", "--size", "8x8"], "an image of 8x8 is too small for 4 halvings: 16 pixels a side at least"),
         (["model", "--width", "wide"], "width='wide' is not possible; allowed: a whole number from 1"),
         (["resources", "--target", "sm_ninety"], "given 'sm_ninety'"),
+        (["resources", "--target", "sm_999"], "a target is one of sm_80, sm_89, sm_90, sm_100, sm_120; given 'sm_999'"),
         (["resources", "--kernel", "none"], "no kernel is called 'none'; there are: conv_bn_relu"),
     ],
     ids=lambda part: " ".join(part) if isinstance(part, list) else None,
@@ -210,6 +216,11 @@ def test_report_into_a_pipe_that_closes_early_ends_without_a_word(saved: Path) -
     told = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True, check=False)
     assert told.stderr == ""
     assert told.returncode == 128 + signal.SIGPIPE
+
+
+def test_a_closed_output_is_no_reason_for_a_traceback(bench: Bench) -> None:
+    told = bench.call("/bin/sh", "-c", 'exec "$0" -m bench list --axes >&-', sys.executable)
+    assert (told.returncode, told.stderr) == (0, "")
 
 
 def test_report_onto_a_full_disk_is_one_line(bench: Bench, saved: Path) -> None:

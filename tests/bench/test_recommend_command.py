@@ -83,6 +83,8 @@ def test_recommend_has_a_status_of_its_own_where_nothing_fits(bench: Bench, save
         (["--objective", "beauty"], "--objective beauty: allowed: throughput, latency, memory, energy"),
         (["--percentile", "95"], "--percentile 95: allowed: 10, 50, 90, 99"),
         (["--max-latency-ms", "-1"], "--max-latency-ms -1: expected a number above 0"),
+        (["--min-agreement", "99.9"], "--min-agreement 99.9: expected a share, 1 at most"),
+        (["--measure", "--measure-s", "nan"], "--measure-s nan: expected a number of seconds above 0"),
         (["--axis", "batch=64"], "no record of batch=64, task=infer in"),
         (["--size", "0x0"], "size='0x0' is not possible"),
         (["--weights", "missing.pt"], "missing.pt: cannot read the weights (No such file or directory)"),
