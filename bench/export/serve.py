@@ -40,13 +40,14 @@ def predict(images):
 if __name__ == "__main__":
     from PIL import Image
 
-    picture = Image.open(sys.argv[1]).convert("L" if INPUT["shape"]["channels"] == [1, 1] else "RGB")
-    pixels = np.atleast_3d(np.asarray(picture, np.float32)).transpose(2, 0, 1)[None]
+    picture, channels = Image.open(sys.argv[1]), INPUT["shape"]["channels"][0]
+    mode = "RGB" if channels == 3 and picture.mode[0] not in "IF" else "F"  # which keeps more than 8 bits
+    pixels = np.atleast_3d(np.asarray(picture.convert(mode), np.float32)).transpose(2, 0, 1)[None]
     # PREPROCESSING
     pixels = (pixels - pixels.mean((2, 3), keepdims=True)) / (pixels.std((2, 3), keepdims=True) + 1e-6)
-    logits = predict(np.ascontiguousarray(pixels))[0]
+    logits = predict(np.repeat(pixels, channels if mode == "F" else 1, axis=1))[0]
     classes = logits.argmax(0) if len(logits) > 1 else logits[0] > 0
-    Image.fromarray(np.uint8(classes * (255 // max(1, len(logits) - 1)))).save(sys.argv[2])
+    Image.fromarray(np.uint8(classes * (255 / max(1, len(logits) - 1)))).save(sys.argv[2])
 '''
 
 PYTORCH = """# PyTorch runs it, and these packages of unet-bench, at the commit that the manifest names, know how.

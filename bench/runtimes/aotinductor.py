@@ -24,13 +24,12 @@ if TYPE_CHECKING:
 FILE = "unet.pt2"
 SERVE = """import os
 
-import torch
-from torch._inductor import aoti_load_package
+import torch._inductor
 
 # Without it the code takes the shape of an image on trust, and computes nonsense from another.
 os.environ["AOTI_RUNTIME_CHECK_INPUTS"] = "1"
 torch.set_num_threads(SETTINGS["threads"] or torch.get_num_threads())
-package = aoti_load_package(str(HERE / "unet.pt2"))
+package = torch._inductor.aoti_load_package(str(HERE / "unet.pt2"))
 
 
 def run(images):

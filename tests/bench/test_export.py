@@ -194,6 +194,27 @@ def test_a_picture_becomes_a_picture_of_classes(
     assert ((found == 255) == (expected == 1)).mean() > 0.9999
 
 
+def test_a_grey_picture_of_sixteen_bits_is_seen_as_that_of_eight(bundle: tuple[Bench, Path], tmp_path: Path) -> None:
+    from skimage import data
+
+    bench, folder = bundle
+    grey = Image.fromarray(data.immunohistochemistry()).convert("L")  # type: ignore[no-untyped-call]
+    pictures = {
+        "eight": grey,
+        "sixteen": Image.fromarray(np.asarray(grey, np.uint16) * 257),
+        "colours": grey.convert("RGB"),
+    }
+    found = {}
+    for name, given in pictures.items():
+        given.save(tmp_path / f"{name}.png")
+        served = serve(bench, folder, tmp_path / f"{name}.png", tmp_path / f"{name}.out.png")
+        assert served.returncode == 0, served.stderr
+        found[name] = np.asarray(Image.open(tmp_path / f"{name}.out.png"))
+    assert set(np.unique(found["eight"])) == {0, 255}
+    assert (found["eight"] == found["sixteen"]).mean() > 0.9999
+    assert (found["eight"] == found["colours"]).mean() > 0.9999
+
+
 def test_a_folder_that_is_there_stays_as_it_is_unless_told_otherwise(bundle: tuple[Bench, Path]) -> None:
     bench, folder = bundle
     before = {file.name: file.read_bytes() for file in folder.iterdir()}
