@@ -179,7 +179,7 @@ def test_steps_of_a_gpu_are_those_that_a_cpu_has_too() -> None:
     ("options", "expected"),
     [
         (("--steps", "tests,mend"), "--steps mend: no such step; there are: tests, ceilings, layers, tune"),
-        (("--minutes", "0.1"), "--minutes 0.1: more than 0.33 are needed to end in order"),
+        (("--minutes", "0.1"), "--minutes 0.1: expected a number above 0.33, to end in order"),
     ],
 )
 def test_a_mistake_is_answered_before_anything_is_made(
