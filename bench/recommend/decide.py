@@ -79,12 +79,13 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def decide(evidence: Sequence[Evidence], limits: Limits) -> Decision:
-    """Weigh the cases of one question against each other.
+    """Weigh the cases of one question against each other; what is equal in the objective goes by all the rest.
 
     Args:
-        evidence: one entry a case.
+        evidence: one entry a case, in any order.
         limits: what to keep to, and what to be best in.
     """
+    evidence = sorted(evidence, key=lambda one: one.case.id)  # runs measure in an order drawn at random
     ran = [one for one in evidence if one.status == "ok"]
     losers = [_failed(one) for one in evidence if one.status != "ok"]
     broken = {one.case: list(breaks(one, limits)) for one in ran}
@@ -94,7 +95,7 @@ def decide(evidence: Sequence[Evidence], limits: Limits) -> Decision:
         relax = sorted(single(ran, limits), key=change)
         together = () if relax else tuple(fewest(ran, limits))
         return Decision(winner=None, ties=(), front=(), losers=tuple(losers), relax=tuple(relax), together=together)
-    best = min(fit, key=lambda one: rank(one, limits.objective))
+    best = min(fit, key=lambda one: (rank(one, limits.objective), *_in_all(one)))
     ties = [one for one in fit if one is not best and _tied(one, best, limits.objective)]
     front = [one for one in fit if not any(_dominates(other, one) for other in fit)]
     losers += [_behind(one, best, fit, limits.objective) for one in fit if one is not best and one not in ties]
@@ -105,6 +106,10 @@ def decide(evidence: Sequence[Evidence], limits: Limits) -> Decision:
         losers=tuple(losers),
         break_even=_break_even(best, fit, limits.objective),
     )
+
+
+def _in_all(one: Evidence) -> list[float]:
+    return [rank(one, quantity) if quantity in one.estimates else float("inf") for quantity in UNITS]
 
 
 def _tied(one: Evidence, other: Evidence, quantity: Quantity) -> bool:

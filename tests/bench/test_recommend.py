@@ -253,7 +253,7 @@ def test_an_artefact_starts_as_soon_as_it_is_loaded(evidence: Callable[..., list
 
 FIGURES = st.fixed_dictionaries(
     {
-        "p50": st.floats(1, 100),
+        "p50": st.sampled_from([1.0, 10.0]) | st.floats(1, 100),
         "width": st.floats(0, 0.5),
         "peak_memory_mib": st.sampled_from([500.0, 600.0, 700.0, 800.0]),
         "class_agreement": st.sampled_from([0.99, 0.999, 0.9999, 1.0]),
@@ -313,8 +313,7 @@ def test_every_case_is_told_of_exactly_once_and_the_winner_keeps_every_limit(
         assert limits.max_latency_ms is None or figures["p50_ms"] <= limits.max_latency_ms
         assert limits.max_memory_mib is None or figures["peak_memory_mib"] <= limits.max_memory_mib
         assert limits.min_agreement is None or figures["class_agreement"] >= limits.min_agreement
-    # The best in the objective is on the front, or equal to one that is.
-    assert bool(found.front) == bool(winner)
+    assert set(winner) <= {standing.id for standing in found.front}
 
 
 @given(RECORDS, LIMITS, st.randoms())
@@ -322,9 +321,7 @@ def test_the_order_of_the_records_decides_nothing(records: Sequence[Record], lim
     shuffled = list(records)
     random.shuffle(shuffled)  # type: ignore[attr-defined]
     one, other = _decided(records, limits), _decided(shuffled, limits)
-    value = [found.winner.figures[limits.objective] if found.winner else None for found in (one, other)]
-    assert value[0] == value[1]
-    assert {standing.id for standing in one.front} == {standing.id for standing in other.front}
+    assert one == other
 
 
 @given(RECORDS, LIMITS)
