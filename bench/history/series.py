@@ -12,8 +12,10 @@ from typing import Any
 
 import msgspec
 
+from bench.derive import ceiling_of
 from bench.environment import ROOT
 from bench.machine import slug
+from bench.readings import Ceiling
 from bench.results import Run
 
 # What decides how a step is measured; a run whose commit had other ones was measured by another harness.
@@ -31,12 +33,14 @@ class Point(msgspec.Struct, frozen=True, kw_only=True):
         commit: full hash.
         time: of the run.
         value: the figure.
+        ceiling: what the machine did at its best in the same run (`--ceilings`), for a case like this one.
     """
 
     run: str
     commit: str
     time: datetime
     value: float
+    ceiling: Ceiling | None = None
 
 
 class Stretch(msgspec.Struct, frozen=True, kw_only=True):
@@ -93,7 +97,8 @@ def series(runs: Iterable[Run], metric: str, *, repository: Path = ROOT) -> list
         for record in run.records:
             value = record.figures.get(metric)
             number = isinstance(value, int | float) and not isinstance(value, bool) and record.status == "ok"
-            point = Point(run=run.path.stem, commit=env.commit, time=env.time, value=float(value)) if number else None  # type: ignore[arg-type]
+            told = {"run": run.path.stem, "commit": env.commit, "time": env.time, "ceiling": ceiling_of(run, record)}
+            point = Point(**told, value=float(value)) if number else None  # type: ignore[arg-type]
             if number or record.status not in {"ok", "unsupported"}:
                 found.setdefault((slug(env.machine), record.case.id), []).append((conditions, point))
     return [

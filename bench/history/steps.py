@@ -37,6 +37,7 @@ class Step(msgspec.Struct, frozen=True, kw_only=True):
         p: of Welch's t test on the logarithms of both levels, times the number of places where a step could be.
         runs_after: at the new level.
         last: whether the new level is that of the newest run.
+        machine_change: of what the machine did at its best, a product or a copy, where that leaves nothing of the step.
     """
 
     machine: str
@@ -48,10 +49,13 @@ class Step(msgspec.Struct, frozen=True, kw_only=True):
     p: float
     runs_after: int
     last: bool
+    machine_change: float | None = None
 
     @property
     def worse(self) -> bool:
-        """Whether it is a regression."""
+        """Whether it is a regression: for the worse, and not the machine's own."""
+        if self.machine_change is not None:
+            return False
         return self.change < 0 if self.metric in LESS_IS_WORSE else self.change > 0
 
     @property
@@ -66,7 +70,7 @@ def steps(one: Series) -> list[Step]:
     found = []
     for stretch in one.stretches:
         points = stretch.points
-        bounds = [0, *_change_points([point.value for point in points]), len(points)]
+        bounds = [0, *_change_points(_values(points)), len(points)]
         # What the test does not confirm is taken back, the least certain first: the levels beside it become one.
         while doubtful := [step for step in _between(one, stretch, bounds) if not _counts(step)]:
             weakest = max(doubtful, key=lambda step: step.p)
@@ -85,7 +89,7 @@ def _between(one: Series, stretch: Stretch, bounds: Sequence[int]) -> list[Step]
     for start, at, end in zip(bounds, bounds[1:], bounds[2:], strict=False):
         old, new = points[start:at], points[at:end]
         # The place was chosen for its contrast, among so many: Bonferroni.
-        p = min(1.0, _significance(old, new) * (len(points) - 2 * FEWEST + 1))
+        p = min(1.0, _significance(_values(old), _values(new)) * (len(points) - 2 * FEWEST + 1))
         found.append(
             Step(
                 machine=one.machine,
@@ -93,10 +97,11 @@ def _between(one: Series, stretch: Stretch, bounds: Sequence[int]) -> list[Step]
                 metric=one.metric,
                 before=old[-1],
                 after=new[0],
-                change=_median(new) / _median(old) - 1,
+                change=_change(_values(old), _values(new)),
                 p=p,
                 runs_after=len(new),
                 last=stretch is one.stretches[-1] and end == len(points),
+                machine_change=_of_machine(one.metric, old, new),
             )
         )
     return found
@@ -115,14 +120,43 @@ def _change_points(values: Sequence[float]) -> list[int]:
     return [int(at) for at in search.predict(pen=PENALTY * math.log(len(values)))[:-1]]
 
 
-def _significance(old: Sequence[Point], new: Sequence[Point]) -> float:
+def _of_machine(metric: str, old: Sequence[Point], new: Sequence[Point]) -> float | None:
+    """How the machine's own best changed with a step in a time or a rate, if it did and nothing else is left of it.
+
+    Machines of one name are not of one speed: the host below may be another, or shared with others.
+    """
+    if not metric.endswith("_s") and not metric.endswith("_ms"):
+        return None
+    power = -1 if metric in LESS_IS_WORSE else 1
+    for rate in ("tflop_per_s", "gb_per_s"):
+        rates = [[getattr(point.ceiling, rate) for point in part if point.ceiling] for part in (old, new)]
+        if [len(part) for part in rates] != [len(old), len(new)]:
+            return None
+        left = [
+            [point.value * best**power for point, best in zip(part, mine, strict=True)]
+            for part, mine in zip((old, new), rates, strict=True)
+        ]
+        if _moved(*rates) and not _moved(*left):
+            return _change(*rates)
+    return None
+
+
+def _moved(old: Sequence[float], new: Sequence[float]) -> bool:
+    return _significance(old, new) < SIGNIFICANT and abs(_change(old, new)) > MARGIN
+
+
+def _significance(old: Sequence[float], new: Sequence[float]) -> float:
     from scipy.stats import ttest_ind
 
-    logs = [[math.log(point.value) for point in part] for part in (old, new)]
+    logs = [[math.log(value) for value in part] for part in (old, new)]
     if all(max(part) == min(part) for part in logs):  # counts, which do not scatter
         return 0.0 if logs[0][0] != logs[1][0] else 1.0
     return float(ttest_ind(*logs, equal_var=False).pvalue)
 
 
-def _median(points: Sequence[Point]) -> float:
-    return statistics.median(point.value for point in points)
+def _change(old: Sequence[float], new: Sequence[float]) -> float:
+    return statistics.median(new) / statistics.median(old) - 1
+
+
+def _values(points: Sequence[Point]) -> list[float]:
+    return [point.value for point in points]

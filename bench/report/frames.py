@@ -224,7 +224,11 @@ def _over_commits(runs: Sequence[Run]) -> dict[tuple[str, str], dict[str, Any]]:
     """Run and case → which stretch of its series it is in, what changed before that, and the step that came with it."""
     found = {}
     for one in series(runs, "images_per_s"):
-        came = {step.after.run: f"{step.change * 100:+.1f} % with {step.commits}" for step in steps(one)}
+        came = {
+            step.after.run: f"{step.change * 100:+.1f} % with "
+            f"{step.commits if step.machine_change is None else 'the machine itself'}"
+            for step in steps(one)
+        }
         for number, stretch in enumerate(one.stretches):
             for point in stretch.points:
                 place = {"stretch": number, "changed": stretch.changed, "step": came.get(point.run, "")}

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 BARS = "▁▂▃▄▅▆▇█"
 SHOWN = 40
 SERIES = ("case", "over the runs", "first", "last", "runs", "failed")
+MACHINE = "MACHINE"
 STEPS = ("case", "step", "commits", "first run", "change", "runs since", "p")
 
 
@@ -86,6 +87,8 @@ def _print(every: Sequence[tuple["Series", list["Step"]]], *, left_out: int, onl
         if steps:
             on.print()
             print_table(on, STEPS, steps, labels=4, dispensable=("first run", "p"))
+            for line in _meaning([step for _, mine in here for step in mine]):
+                print_text(on, line, "dim")
         on.print()
     if left_out:
         typer.echo(f"{left_out} runs of changed sources (-dirty) do not count", err=True)
@@ -120,7 +123,18 @@ def _sparks(one: "Series") -> str:
 
 
 def _sign(step: "Step") -> str:
-    return "WORSE" if step.worse else "BETTER"
+    return MACHINE if step.machine_change is not None else "WORSE" if step.worse else "BETTER"
+
+
+def _meaning(steps: Sequence["Step"]) -> list[str]:
+    """What `MACHINE` means, where it stands."""
+    found = [step.machine_change for step in steps if step.machine_change is not None]
+    if not found:
+        return []
+    most = max(found, key=abs)
+    return [
+        f"{MACHINE}: its own best, a large product or copy, changed as much ({most * 100:+.0f} %); not the commits."
+    ]
 
 
 def _markdown(steps: Sequence["Step"]) -> str:
@@ -132,5 +146,6 @@ def _markdown(steps: Sequence["Step"]) -> str:
         f"| `{step.commits}` | {step.runs_after} | {step.p:.2g} |"
         for step in steps
     ]
+    lines += [f"\n{line}" for line in _meaning(steps)]
     lines += ["", "What came with them: " + ", ".join(f"`git log {one}`" for one in {s.commits: s for s in steps}), ""]
     return "\n".join(lines)

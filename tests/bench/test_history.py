@@ -9,8 +9,11 @@ import numpy as np
 import pytest
 
 from bench.case import Case
-from bench.history.series import HARNESS, Series, series
+from bench.derive import place_of
+from bench.environment import Environment
+from bench.history.series import HARNESS, Series, Stretch, series
 from bench.history.steps import Step, steps
+from bench.readings import Ceiling
 from bench.results import Header, Record, Run, RunFile
 
 from .conftest import ROOT, Bench
@@ -25,7 +28,14 @@ def make_run(header: Header, make_record: MakeRecord) -> Callable[..., Run]:
     """A run of one case at the given day, with a commit of that number."""
 
     def make(
-        day: int, value: float, *, commit: str = "", status: str = "ok", dirty: bool = False, **machine: object
+        day: int,
+        value: float,
+        *,
+        commit: str = "",
+        status: str = "ok",
+        dirty: bool = False,
+        best: tuple[float, float] | None = None,
+        **machine: object,
     ) -> Run:
         env = msgspec.structs.replace(
             header.environment,
@@ -38,11 +48,20 @@ def make_run(header: Header, make_record: MakeRecord) -> Callable[..., Run]:
         stem = f"{env.time:%Y%m%dT%H%M%SZ}_{env.commit[:7]}"
         return Run(
             path=Path(f"results/m/{stem}.jsonl"),
-            header=msgspec.structs.replace(header, environment=env),
+            header=msgspec.structs.replace(header, environment=env, ceilings=_ceilings(env, best) if best else ()),
             records=(record,),
         )
 
     return make
+
+
+def _ceilings(env: Environment, best: tuple[float, float]) -> tuple[Ceiling, ...]:
+    device, threads, precision = place_of(Case(), env.machine.cores)
+    product, copy = best
+    return (
+        Ceiling(device=device, threads=threads, precision=precision, tflop_per_s=product, gb_per_s=copy),
+        Ceiling(device=device, threads=threads, precision="another", tflop_per_s=1.0, gb_per_s=1.0),
+    )
 
 
 @pytest.fixture
@@ -95,6 +114,66 @@ def test_ten_percent_are_found(detect: Callable[[Sequence[float]], list[Step]], 
     levels = np.repeat([0.0, np.log(1.1)], [15, 10])
     hits = sum(len(detect(list(100 * np.exp(levels + rng.normal(0, noise, 25))))) == 1 for _ in range(30))
     assert hits >= 27
+
+
+# 100 ms, then 150: what the machine's product and copy did meanwhile, and whether the commits are to blame.
+@pytest.mark.parametrize(
+    ("product", "copy", "machine"),
+    [
+        ((0.30, 0.20), (20.0, 20.0), -1 / 3),
+        ((0.30, 0.30), (20.0, 13.3), -1 / 3),
+        ((0.30, 0.30), (20.0, 20.0), None),
+        ((0.20, 0.30), (20.0, 20.0), None),  # a faster machine slows nothing down
+        ((0.30, 0.28), (20.0, 20.0), None),  # a little slower one does not do all of this
+    ],
+)
+def test_a_step_that_the_machine_made_itself_is_told_from_one_of_the_commits(
+    make_run: Callable[..., Run],
+    tmp_path: Path,
+    product: tuple[float, float],
+    copy: tuple[float, float],
+    machine: float | None,
+) -> None:
+    rng = np.random.default_rng(7)
+
+    def run(day: int) -> Run:
+        late = int(day >= 8)
+        value, *best = np.array([(100.0, 150.0)[late], product[late], copy[late]]) * np.exp(rng.normal(0, 0.01, 3))
+        return make_run(day, value, best=tuple(best))
+
+    runs = [run(day) for day in range(14)]
+    (one,) = series(runs, "p50_ms", repository=tmp_path)
+    (step,) = steps(one)
+    assert step.machine_change == (None if machine is None else pytest.approx(machine, abs=0.03))
+    assert step.worse is (machine is None)
+    # A rate goes the other way; memory is none of the machine's doing.
+    for metric, blamed in (("images_per_s", machine is not None), ("peak_memory_mib", False)):
+        (step,) = steps(msgspec.structs.replace(one, metric=metric, stretches=_turned(one, metric)))
+        assert (step.machine_change is not None) is blamed
+
+
+def _turned(one: Series, metric: str) -> tuple[Stretch, ...]:
+    power = -1 if metric == "images_per_s" else 1
+    (stretch,) = one.stretches
+    points = tuple(msgspec.structs.replace(point, value=point.value**power) for point in stretch.points)
+    return (msgspec.structs.replace(stretch, points=points),)
+
+
+def test_a_yardstick_that_scatters_hides_no_step(make_run: Callable[..., Run], tmp_path: Path) -> None:
+    rng = np.random.default_rng(8)
+    for _ in range(20):
+        values = np.repeat([100.0, 106.0], 10) * np.exp(rng.normal(0, 0.005, 20))
+        best = np.exp(rng.normal(0, 0.1, (20, 2)))
+        runs = [make_run(day, value, best=tuple(best[day])) for day, value in enumerate(values)]
+        (one,) = series(runs, "p50_ms", repository=tmp_path)
+        assert [step.worse for step in steps(one)] == [True]
+
+
+def test_a_run_without_a_yardstick_blames_no_machine(make_run: Callable[..., Run], tmp_path: Path) -> None:
+    best = [(0.3, 20.0)] * 6 + [(0.2, 13.3)] * 6
+    runs = [make_run(day, 100.0 * 0.3 / best[day][0] + day / 100, best=best[day] if day else None) for day in range(12)]
+    (one,) = series(runs, "p50_ms", repository=tmp_path)
+    assert [step.worse for step in steps(one)] == [True]
 
 
 def test_counts_that_do_not_scatter_have_steps_too(detect: Callable[[Sequence[float]], list[Step]]) -> None:
@@ -204,6 +283,19 @@ def test_history_as_json_and_the_status_of_a_step_that_the_newest_run_confirms(b
     newest = max(written.glob("*/*.jsonl"))
     newest.unlink()
     assert bench.read("history", "--results", str(written), "--new").returncode == 0, "two runs confirm nothing"
+
+
+def test_a_slower_machine_fails_no_night(bench: Bench, make_run: Callable[..., Run], tmp_path: Path) -> None:
+    for day, value in enumerate([100.0, 101.0, 99.0, 100.5, 99.5, 100.0, 200.0, 202.0, 198.0]):
+        run = make_run(day, value, best=(30 / value, 20.0))
+        RunFile.create(run.header, tmp_path / "results").append(run.records[0])
+    told = bench.read(
+        "history", "--results", str(tmp_path / "results"), "--new", "--markdown", str(tmp_path / "steps.md")
+    )
+    assert told.returncode == 0, told.stderr
+    assert "MACHINE" in told.stdout
+    assert "(-50 %); not the commits" in told.stdout
+    assert "(-50 %); not the commits" in (tmp_path / "steps.md").read_text()
 
 
 @pytest.mark.parametrize(
