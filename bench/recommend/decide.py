@@ -1,6 +1,6 @@
 """The decision: limits and evidence → winner, Pareto front, why each other case lost. Pure, and always the same."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Literal
 
 import msgspec
@@ -85,7 +85,8 @@ def decide(evidence: Sequence[Evidence], limits: Limits) -> Decision:
         evidence: one entry a case, in any order.
         limits: what to keep to, and what to be best in.
     """
-    evidence = sorted(evidence, key=lambda one: one.case.id)  # runs measure in an order drawn at random
+    # Best first in the objective, then in all the rest, then by id: runs measure in an order drawn at random.
+    evidence = sorted(evidence, key=lambda one: (*_ranks(one, (limits.objective, *UNITS)), one.case.id))
     ran = [one for one in evidence if one.status == "ok"]
     losers = [_failed(one) for one in evidence if one.status != "ok"]
     broken = {one.case: list(breaks(one, limits)) for one in ran}
@@ -95,21 +96,21 @@ def decide(evidence: Sequence[Evidence], limits: Limits) -> Decision:
         relax = sorted(single(ran, limits), key=change)
         together = () if relax else tuple(fewest(ran, limits))
         return Decision(winner=None, ties=(), front=(), losers=tuple(losers), relax=tuple(relax), together=together)
-    best = min(fit, key=lambda one: (rank(one, limits.objective), *_in_all(one)))
+    best = fit[0]
     ties = [one for one in fit if one is not best and _tied(one, best, limits.objective)]
     front = [one for one in fit if not any(_dominates(other, one) for other in fit)]
-    losers += [_behind(one, best, fit, limits.objective) for one in fit if one is not best and one not in ties]
+    losers += [_behind(one, fit) for one in fit if one is not best and one not in ties]
     return Decision(
         winner=_standing(best, limits),
         ties=tuple(_standing(one, limits) for one in ties),
-        front=tuple(_standing(one, limits) for one in sorted(front, key=lambda one: rank(one, limits.objective))),
+        front=tuple(_standing(one, limits) for one in front),
         losers=tuple(losers),
-        break_even=_break_even(best, fit, limits.objective),
+        break_even=_break_even(fit),
     )
 
 
-def _in_all(one: Evidence) -> list[float]:
-    return [rank(one, quantity) if quantity in one.estimates else float("inf") for quantity in UNITS]
+def _ranks(one: Evidence, quantities: Iterable[Quantity]) -> list[float]:
+    return [rank(one, quantity) if quantity in one.estimates else float("inf") for quantity in quantities]
 
 
 def _tied(one: Evidence, other: Evidence, quantity: Quantity) -> bool:
@@ -141,10 +142,11 @@ def _loser_by(broken: Broken, one: Evidence) -> Loser:
     return Loser(id=one.case.id, why="unjudged" if broken.value is None else "limit", reason=broken.reason)
 
 
-def _behind(one: Evidence, best: Evidence, fit: Sequence[Evidence], objective: Quantity) -> Loser:
-    """Why a case that keeps the limits lost: to the winner if that dominates it, else to the best that does."""
+def _behind(one: Evidence, fit: Sequence[Evidence]) -> Loser:
+    """Why a case that keeps the limits lost: to the best of those that dominate it, if any does, else to the winner."""
+    best = fit[0]
     above = [other for other in fit if _dominates(other, one)]
-    by = min(above, key=lambda other: (other is not best, rank(other, objective)), default=best)
+    by = above[0] if above else best
     ratios: dict[str, float] = {
         quantity: one.estimates[quantity].value / by.estimates[quantity].value
         for quantity in UNITS
@@ -174,12 +176,13 @@ def _better(one: Evidence, other: Evidence, quantity: Quantity) -> bool:
     return both and rank(one, quantity) < rank(other, quantity)
 
 
-def _break_even(best: Evidence, fit: Sequence[Evidence], objective: Quantity) -> BreakEven | None:
+def _break_even(fit: Sequence[Evidence]) -> BreakEven | None:
     """Images after which the winner's start is paid back, against the best case that starts sooner."""
-    sooner = [one for one in fit if one is not best and _starts(one) < _starts(best)]
+    best = fit[0]
+    sooner = [one for one in fit if _starts(one) < _starts(best)]
     if not sooner or best.start_ms is None:
         return None
-    other = min(sooner, key=lambda one: rank(one, objective))
+    other = sooner[0]
     saved_ms = _image_ms(other) - _image_ms(best)
     if other.start_ms is None or saved_ms <= 0:
         return None
