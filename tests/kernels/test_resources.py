@@ -15,13 +15,15 @@ from triton.runtime.jit import create_function_from_signature
 import kernels
 from kernels import KERNELS, conv_transpose, conv_weight_gradient, convolve, passes, resources
 from kernels.convolve import compilation
-from kernels.inspection import SHARED_KIB, as_compiled, compile_ahead, inspect, shared_limit
+from kernels.inspection import SHARED_KIB, as_compiled, compile_ahead, compiled, inspect, read, shared_limit
 from kernels.problem import Precision, Problem, Settings
 from kernels.resources import TARGETS, capability_of
 from kernels.settings import settings_for
 from kernels.unet_layers import unet_layers
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from kernels.spec import Kernel
 
 
@@ -100,6 +102,21 @@ def test_a_spill_would_be_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     without_tensor_cores = Problem(batch=1, height=64, width=64, in_channels=128, out_channels=128, precision="fp32")
     small = Settings(family="pointer", rows=8, columns=8, out_block=64, in_block=16, warps=8, stages=2)
     assert inspect(compilation(without_tensor_cores, small), 80).tensor_core == 0
+
+
+def test_what_is_read_together_is_what_each_uses_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    problems = [
+        Problem(batch=1, height=64, width=64, in_channels=i, out_channels=o, precision="bf16")
+        for i, o in ((3, 64), (64, 64), (128, 128))
+    ]
+    made = [compiled(compilation(one, settings_for(one, target)), target) for target in (80, 90) for one in problems]
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "together"))  # where nothing is remembered
+    together = read(made)
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "alone"))
+    assert together == [read([one])[0] for one in made]
+    assert len(set(together)) == len(made)
+    assert all(one.tensor_core for one in together)
 
 
 @pytest.mark.parametrize(
