@@ -79,6 +79,9 @@ def fuse(model: nn.Module, *, training: bool = False) -> nn.Module:
     the convolution before it run as they did: `convert_sync_batchnorm` comes before `fuse`, and a chain that finds its
     BatchNorm2d replaced afterwards raises TypeError.
 
+    The kernels give the same bits at every call; what stays PyTorch's, weight gradients among it, does under
+    `torch.use_deterministic_algorithms(True)`.
+
     Args:
         model: any nn.Module, in training mode or not, on any device; it is not changed.
         training: the copy shares parameters and buffers with `model`, so that an optimizer, a DistributedDataParallel

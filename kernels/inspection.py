@@ -1,15 +1,18 @@
-"""Compile one kernel for a GPU that need not be here, and read what its machine code uses.
+"""Compile kernels for a GPU that need not be here, and read what their machine code uses.
 
 `cuobjdump` and `nvdisasm` come with triton. The figures are exact and repeatable for one version of triton.
 """
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
+import itertools
 import json
 import os
 import pathlib
 import re
+import struct
 import subprocess
 import tempfile
 from collections import Counter
@@ -20,6 +23,8 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
     from kernels.spec import Compilation
 
 # Shared memory that one program may ask for, KiB: CUDA C++ programming guide, table of compute capabilities.
@@ -29,7 +34,7 @@ ASYNC_COPY = re.compile(r"(LDGSTS|UTMALDG|UTMASTG|UBLKCP)")
 _WARP = 32
 _CONSTANTS_TOO = tuple(map(int, triton.__version__.split(".")[:2])) >= (3, 7)
 _TOOLS = pathlib.Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
-_INSTRUCTION = re.compile(r"^\s*/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]*)", re.MULTILINE)
+_INSTRUCTION = re.compile(r"^\s*/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]*)", re.MULTILINE)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -46,6 +51,20 @@ class Resources:
     tensor_core: int
     async_copies: int
     instructions: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Compiled:
+    """One kernel compiled for `capability`.
+
+    `hash` is the name under which Triton keeps it, `shared_bytes` what a program takes of shared memory, `cubin` its
+    machine code, an ELF file.
+    """
+
+    hash: str
+    capability: int
+    shared_bytes: int
+    cubin: bytes
 
 
 def compile_ahead(compilation: Compilation, capability: int) -> Any:  # noqa: ANN401 - triton's CompiledKernel
@@ -80,19 +99,38 @@ def _attributes(compilation: Compilation) -> dict[tuple[int], list[list[object]]
     return found
 
 
-def inspect(compilation: Compilation, capability: int) -> Resources:
-    """Compile, and read what the machine code uses; remembered on disk beside triton's cache.
+def compiled(compilation: Compilation, capability: int) -> Compiled:
+    """`compile_ahead`, as `read` takes it.
 
     Raises:
         Exception: whatever triton's compiler raises where the settings are impossible on that target.
     """
-    compiled = compile_ahead(compilation, capability)
-    remembered = pathlib.Path(triton.knobs.cache.dir) / "unet-bench-resources" / f"{compiled.hash}.json"
-    if remembered.exists():
-        return Resources(**json.loads(remembered.read_text()))
-    resources = _read(compiled.asm["cubin"], compiled.metadata.shared)
-    write_atomically(remembered, json.dumps(dataclasses.asdict(resources)))
-    return resources
+    made = compile_ahead(compilation, capability)
+    return Compiled(hash=made.hash, capability=capability, shared_bytes=made.metadata.shared, cubin=made.asm["cubin"])
+
+
+def inspect(compilation: Compilation, capability: int) -> Resources:
+    """Compile, and read what the machine code uses.
+
+    Raises:
+        Exception: whatever triton's compiler raises where the settings are impossible on that target.
+    """
+    return read([compiled(compilation, capability)])[0]
+
+
+def read(kernels: Iterable[Compiled]) -> list[Resources]:
+    """What the machine code of each uses, in their order; remembered on disk beside triton's cache."""
+    kernels = list(kernels)
+    folder = pathlib.Path(triton.knobs.cache.dir) / "unet-bench-resources"
+    places = {kernel.hash: folder / f"{kernel.hash}.json" for kernel in kernels}
+    fresh: dict[int, dict[str, Compiled]] = {}
+    for kernel in kernels:
+        if not places[kernel.hash].exists():
+            fresh.setdefault(kernel.capability, {})[kernel.hash] = kernel
+    for capability, alike in fresh.items():
+        for name, resources in zip(alike, _read(list(alike.values()), capability), strict=True):
+            write_atomically(places[name], json.dumps(dataclasses.asdict(resources)))
+    return [Resources(**json.loads(places[kernel.hash].read_text())) for kernel in kernels]
 
 
 def shared_limit(capability: int) -> int:
@@ -108,13 +146,16 @@ def write_atomically(path: pathlib.Path, text: str) -> None:
     pathlib.Path(part.name).replace(path)
 
 
-def _read(machine_code: bytes, shared_bytes: int) -> Resources:
-    with tempfile.TemporaryDirectory() as folder:
-        path = pathlib.Path(folder) / "kernel.cubin"
-        path.write_bytes(machine_code)
-        usage = _tool("cuobjdump", "--dump-resource-usage", str(path))
-        listing = _tool("nvdisasm", "-c", "-ndf", str(path))  # no data flow: names are counted, and it takes longer
-    counts = Counter(_INSTRUCTION.findall(listing))
+def _read(kernels: Sequence[Compiled], capability: int) -> list[Resources]:
+    counts = _instructions([_code(kernel.cubin) for kernel in kernels], capability)
+    return [_used(kernel, counted) for kernel, counted in zip(kernels, counts, strict=True)]
+
+
+def _used(kernel: Compiled, counts: Counter[str]) -> Resources:
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(kernel.cubin)
+        file.flush()
+        usage = _tool("cuobjdump", "--dump-resource-usage", file.name)
 
     def used(what: str) -> int:
         found = re.search(rf"{what}:(\d+)", usage)
@@ -129,11 +170,43 @@ def _read(machine_code: bytes, shared_bytes: int) -> Resources:
         registers=used("REG"),
         # ptxas keeps spilled registers on the stack; these kernels have no other use for one.
         spill_bytes=used("STACK") + used("LOCAL"),
-        shared_bytes=shared_bytes,
+        shared_bytes=kernel.shared_bytes,
         tensor_core=instructions(TENSOR_CORE),
         async_copies=instructions(ASYNC_COPY),
         instructions=sum(count for name, count in counts.items() if name != "NOP"),
     )
+
+
+def _instructions(codes: Sequence[bytes], capability: int) -> list[Counter[str]]:
+    """How often each instruction is in each kernel's code.
+
+    All are listed as one: nvdisasm takes a quarter of a second to start, and milliseconds for a kernel.
+    """
+    ends = list(itertools.accumulate(len(code) for code in codes))
+    architecture = f"SM{capability}{'a' if capability >= 90 else ''}"  # noqa: PLR2004 - as triton compiles for it
+    with tempfile.NamedTemporaryFile(suffix=".bin") as file:
+        file.write(b"".join(codes))
+        file.flush()
+        listing = _tool("nvdisasm", "--binary", architecture, "-ndf", file.name)
+    counts: list[Counter[str]] = [Counter() for _ in codes]
+    for address, name in _INSTRUCTION.findall(listing):
+        counts[bisect.bisect_right(ends, int(address, 16))][name] += 1
+    return counts
+
+
+def _code(cubin: bytes) -> bytes:
+    """The instructions of the one kernel in a cubin: the section `.text.<kernel>` of a 64-bit ELF file."""
+    (table,) = struct.unpack_from("<Q", cubin, 0x28)
+    size, number, names = struct.unpack_from("<HHH", cubin, 0x3A)
+    # Of each section: where its name begins, four fields more, and of these where it begins and how long it is.
+    sections = [struct.unpack_from("<IIQQQQ", cubin, table + index * size) for index in range(number)]
+    beginning = sections[names][4]
+    (code,) = (
+        cubin[start : start + length]
+        for name, *_, start, length in sections
+        if cubin.startswith(b".text.", beginning + name)
+    )
+    return code
 
 
 def _tool(name: str, *arguments: str) -> str:

@@ -2,7 +2,8 @@
 
     for row in rows(["sm_90"]): print(row)
 
-Compilation runs in processes of its own, whose environment does not ask for the interpreter, one for each core.
+Compilation runs in processes of its own, whose environment does not ask for the interpreter, one for each core; what
+they made is read in this one, where one listing serves all kernels of a target.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import threading
 from typing import TYPE_CHECKING
 
 import kernels
-from kernels.inspection import Resources, inspect, shared_limit
+from kernels.inspection import Compiled, Resources, compiled, read, shared_limit
 from kernels.problem import Problem, Settings
 
 if TYPE_CHECKING:
@@ -149,7 +150,7 @@ def _compile(
 ) -> tuple[dict[str, Resources], list[str]]:
     """What was made of each job, and what went wrong; with `stop` the first fault ends it."""
     waiting = list(jobs.items())[::-1]
-    found: dict[str, Resources] = {}
+    found: dict[str, Compiled] = {}
     errors: list[str] = []
 
     def serve() -> None:
@@ -172,7 +173,7 @@ def _compile(
                     if "error" in answer:
                         errors.append(f"{job}: {answer['error']}")
                     else:
-                        found[key] = Resources(**answer)
+                        found[key] = Compiled(**answer | {"cubin": bytes.fromhex(answer["cubin"])})
                     progress(len(found) + len(errors), len(jobs))
 
     threads = [threading.Thread(target=serve) for _ in range(min(workers, len(jobs)))]
@@ -180,7 +181,7 @@ def _compile(
         thread.start()
     for thread in threads:
         thread.join()
-    return found, errors
+    return dict(zip(found, read(found.values()), strict=True)), errors
 
 
 def _start() -> subprocess.Popen[str]:
@@ -200,7 +201,8 @@ def _serve() -> None:
         (entry,) = _kernels(job["kernel"])
         try:
             compilation = entry.compilation(problem, Settings(**job["settings"]))
-            answer = dataclasses.asdict(inspect(compilation, job["capability"]))
+            answer = dataclasses.asdict(compiled(compilation, job["capability"]))
+            answer["cubin"] = answer["cubin"].hex()
         except Exception as error:  # noqa: BLE001 - whatever triton's passes raise is the answer
             answer = {"error": f"{type(error).__name__}: {error}"}
         sys.stdout.write(json.dumps(answer) + "\n")

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
+from triton.runtime.interpreter import interpreter_builder
 
 from kernels import KERNELS, packing
 from kernels.launch import place
@@ -132,6 +133,27 @@ def test_autocast_casts_activations_alone(kernel: Kernel, problem: Problem, devi
     for first, second, truth in zip(*results, exact, strict=True):
         assert torch.equal(first, second)
         assert relative_l2(first, truth.to(device)) <= 0.02
+
+
+@pytest.mark.parametrize(("kernel", "problem"), KINDS.values(), ids=[str(kind) for kind in KINDS])
+def test_results_are_the_same_in_whatever_order_programs_run(
+    kernel: Kernel, problem: Problem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # On a GPU it is another one each time. What programs add up in one place, or write where others write, shows here.
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    problem = dataclasses.replace(problem, precision="fp32", batch=2, height=7, width=11)  # several programs
+    arguments = kernel.inputs(problem, torch.device("cpu"), torch.Generator().manual_seed(0))
+    in_order = tree_leaves(kernel.op(*arguments))
+    forward = interpreter_builder.set_grid_idx
+    ran = []
+
+    def backward(*place: int) -> None:
+        ran.append(place)
+        forward(*(number - 1 - one for number, one in zip(interpreter_builder.grid_dim, place, strict=True)))
+
+    monkeypatch.setattr(interpreter_builder, "set_grid_idx", backward)
+    assert all(torch.equal(*pair) for pair in zip(tree_leaves(kernel.op(*arguments)), in_order, strict=True))
+    assert len(ran) > 1
 
 
 @each

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
+import triton
+import triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, make_backend
 from triton.runtime.jit import create_function_from_signature
@@ -15,13 +17,16 @@ from triton.runtime.jit import create_function_from_signature
 import kernels
 from kernels import KERNELS, conv_transpose, conv_weight_gradient, convolve, passes, resources
 from kernels.convolve import compilation
-from kernels.inspection import SHARED_KIB, as_compiled, compile_ahead, inspect, shared_limit
+from kernels.inspection import SHARED_KIB, as_compiled, compile_ahead, compiled, inspect, read, shared_limit
 from kernels.problem import Precision, Problem, Settings
 from kernels.resources import TARGETS, capability_of
 from kernels.settings import settings_for
+from kernels.spec import Compilation
 from kernels.unet_layers import unet_layers
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from kernels.spec import Kernel
 
 
@@ -102,6 +107,21 @@ def test_a_spill_would_be_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     assert inspect(compilation(without_tensor_cores, small), 80).tensor_core == 0
 
 
+def test_what_is_read_together_is_what_each_uses_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    problems = [
+        Problem(batch=1, height=64, width=64, in_channels=i, out_channels=o, precision="bf16")
+        for i, o in ((3, 64), (64, 64), (128, 128))
+    ]
+    made = [compiled(compilation(one, settings_for(one, target)), target) for target in (80, 90) for one in problems]
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "together"))  # where nothing is remembered
+    together = read(made)
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "alone"))
+    assert together == [read([one])[0] for one in made]
+    assert len(set(together)) == len(made)
+    assert all(one.tensor_core for one in together)
+
+
 @pytest.mark.parametrize(
     ("name", "shape", "fused", "capability"),
     [
@@ -160,6 +180,40 @@ def test_what_is_compiled_ahead_is_what_a_launch_compiles(
     mine, options = as_compiled(ahead)
     assert mine.hash() == ASTSource(function, types, constants, attributes).hash()
     assert backend.parse_options(options).hash() == made.hash()
+
+
+# Of everything that PTX adds up in memory where others add as well: in which order, nobody knows.
+ATOMIC = re.compile(r"\b(?:atom|red|cp\.reduce)\.")
+QUICK = {"sm_80", "sm_90"}  # pointers, and descriptors as well
+
+
+@pytest.mark.parametrize(
+    "target", [target if target in QUICK else pytest.param(target, marks=pytest.mark.slow) for target in TARGETS]
+)
+@pytest.mark.parametrize("kernel", KERNELS, ids=[kernel.name for kernel in KERNELS])
+def test_no_kernel_has_an_atomic(kernel: Kernel, target: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    capability = capability_of(target)
+    # One layer of each kind of code, as training and inference take them.
+    kinds = {(layer.fused, layer.in_channels < 16): layer for layer in kernel.layers if layer.precision == "bf16"}
+    assert kinds
+    for layer in kinds.values():
+        made = kernel.compilation(layer, kernel.settings(layer, capability))
+        assert ATOMIC.findall(compile_ahead(made, capability).asm["ptx"]) == []
+
+
+@triton.jit  # type: ignore[untyped-decorator] # triton's
+def sums_in_one_place(total_ptr):  # type: ignore[no-untyped-def] # noqa: ANN001, ANN201 - types would be compiled
+    tl.atomic_add(total_ptr, 1.0)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_an_atomic_would_be_seen(target: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    made = Compilation(
+        function=sums_in_one_place, types={"total_ptr": "*fp32"}, constants={}, aligned=(), warps=4, stages=1
+    )
+    assert ATOMIC.findall(compile_ahead(made, capability_of(target)).asm["ptx"])
 
 
 @pytest.mark.parametrize("family", ["tma", "pointer"])
