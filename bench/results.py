@@ -17,6 +17,7 @@ import msgspec
 from bench.case import AXES, Case
 from bench.derive import derived
 from bench.environment import ROOT, Environment, environment_hash
+from bench.errors import UsageError
 from bench.machine import slug
 from bench.readings import Block, Ceiling, Stage
 from bench.weights import Weights
@@ -29,7 +30,7 @@ Status = Literal["ok", "oom", "timeout", "crash", "inaccurate", "unsupported"]
 Value = float | int | str | bool | None
 
 
-class ResultsError(Exception):
+class ResultsError(UsageError):
     """A results file that cannot be read or written: one line with the file and what is wrong."""
 
 

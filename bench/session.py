@@ -4,7 +4,7 @@ import hashlib
 import signal
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 
@@ -18,43 +18,17 @@ from bench.case import Case
 from bench.environment import Environment, environment
 from bench.errors import UsageError
 from bench.formats import benchmark_json
-from bench.meeting import Place
+from bench.options import Options
 from bench.peers import Peers
 from bench.report.table import one_line, three_digits
 from bench.report.terminal import print_table
-from bench.results import RESULTS, Header, Record, Run, RunFile, Settings, read, resumable
+from bench.results import Header, Record, Run, RunFile, read, resumable
 from bench.runner import Runner
 from bench.support import unsupported
 from bench.terms import agree, terms
 
 SILENCE_S = 60.0
 """How long a case may take without a word where there is no bar: fitting a large network takes minutes."""
-
-
-class Options(msgspec.Struct, frozen=True, kw_only=True):
-    """What a run is asked to do.
-
-    Args:
-        preset: name of the preset.
-        axes: axis → values that replace the preset's.
-        chosen: cases to measure instead of a preset's.
-        settings: how to measure.
-        seed: of the order of the preset's cases; chosen ones keep the order in which they were given.
-        ceilings: whether to measure first what the device does at its best.
-        resume: whether to continue the newest run.
-        results: folder of all results.
-        place: where this stands among the machines, or processes of a torchrun, that were given the same command.
-    """
-
-    preset: str = "quick"
-    axes: Mapping[str, Sequence[str | int]] = {}
-    chosen: tuple[Case, ...] = ()
-    settings: Settings = Settings()
-    seed: int = 0
-    ceilings: bool = False
-    resume: bool = False
-    results: Path = RESULTS
-    place: Place = Place()
 
 
 class _Kept(msgspec.Struct, frozen=True):

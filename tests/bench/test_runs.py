@@ -16,9 +16,10 @@ from bench.case import Case, product
 from bench.estimate import prior_s
 from bench.machine import machine, usable_gpus
 from bench.matrix import PRESETS, shuffled
+from bench.options import Options
 from bench.report.table import tables
 from bench.results import Header, Record, RunFile, Settings, read
-from bench.session import Options, Session
+from bench.session import Session
 
 from .conftest import ROOT, TINY, Bench
 
