@@ -22,9 +22,10 @@ from bench.export.manifest import MANIFEST, Input, Manifest
 from bench.export.serve import WEIGHTS, text
 from bench.implementations import IMPLEMENTATIONS
 from bench.machine import assigned
+from bench.precision import full_precision
 from bench.runtimes.artefact import LARGEST, RUNTIMES, Sizes
 from bench.runtimes.convert import convert
-from bench.subject import build, full_precision
+from bench.subject import build
 from unet.checkpoint import save_weights
 
 if TYPE_CHECKING:
