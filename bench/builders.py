@@ -38,15 +38,12 @@ def model(  # noqa: PLR0913, PLR0917 (one argument for each option)
     With --fused, kernel by kernel in bf16: what each computes, the bytes it must move, and at the end the most
     activations alive at once, beside those of the network as it is. Counted exactly; no GPU is needed.
     """
-    from bench.case import Case, CaseError, value
+    from bench.case import Case, value
     from bench.report.table import three_digits
     from bench.support import image_too_small
 
     given = {"size": size, "batch": batch, "upsampling": upsampling, "width": width, "depth": depth}
-    try:
-        case = Case(**{name: value(name, text) for name, text in given.items()})  # type: ignore[arg-type]  # checked
-    except CaseError as error:
-        raise UsageError(str(error)) from error
+    case = Case(**{name: value(name, text) for name, text in given.items()})  # type: ignore[arg-type]  # checked
     if (why := image_too_small(case)) is not None:
         raise UsageError(why)
 

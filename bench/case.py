@@ -9,10 +9,11 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 from bench import runtimes  # noqa: F401 (its engines register themselves as implementations)
+from bench.errors import UsageError
 from bench.implementations import IMPLEMENTATIONS
 
 
-class CaseError(ValueError):
+class CaseError(UsageError):
     """An axis, a value or an id that does not exist: one line with what was given and what is allowed."""
 
 

@@ -49,21 +49,18 @@ def list_(
 ) -> None:
     """Print the cases of a preset, and which this machine does not support and why."""
     from bench import implementations, matrix
-    from bench.case import AXES, CaseError, allowed, parse_axes
+    from bench.case import AXES, allowed, parse_axes
     from bench.machine import machine
     from bench.report.terminal import console, print_table
     from bench.support import unsupported
 
-    try:
-        implementations.load(load)
-        if axes:
-            every = [(name, axis.help, allowed(name)) for name, axis in AXES.items()]
-            print_table(console(), ("axis", "what it is", "values"), every, labels=3)
-            return
-        here = machine()
-        cases = matrix.cases(here, preset=preset, axes=parse_axes(axis))
-    except (CaseError, ImportError) as error:
-        raise UsageError(str(error)) from error
+    implementations.load(load)
+    if axes:
+        every = [(name, axis.help, allowed(name)) for name, axis in AXES.items()]
+        print_table(console(), ("axis", "what it is", "values"), every, labels=3)
+        return
+    here = machine()
+    cases = matrix.cases(here, preset=preset, axes=parse_axes(axis))
     reasons = [unsupported(case, here) for case in cases]
     if json:
         import msgspec

@@ -116,18 +116,15 @@ def fit(
     the limit is on the data of the process, on a GPU on what its allocator may hold.
     """
     from bench import implementations
-    from bench.case import Case, CaseError, parse_axes, parse_id, vary
+    from bench.case import Case, parse_axes, parse_id, vary
     from bench.environment import environment
     from bench.largest import Try, largest
     from bench.report.table import one_line
     from bench.results import Settings
     from bench.runner import Runner
 
-    try:
-        implementations.load(load)
-        chosen = vary([parse_id(case) if case else Case()], parse_axes(axis))
-    except (CaseError, ImportError) as error:
-        raise UsageError(str(error)) from error
+    implementations.load(load)
+    chosen = vary([parse_id(case) if case else Case()], parse_axes(axis))
     if len(chosen) > 1:
         raise UsageError(f"--axis {' '.join(axis)}: {len(chosen)} cases; expected one value an axis")
     runner = Runner(environment(), Settings(load=tuple(load), time_limit_s=time_limit_s))

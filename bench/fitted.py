@@ -2,11 +2,6 @@
 
 `python -m bench.fitted RECIPE.json` fits one in a process of its own. What the parent needs, `Recipe`, `path` and
 `cached`, imports no torch.
-
-The fit is short because of its second half. A step sees one crop, whose own mean and variance BatchNorm takes out, and
-with them the colour that tells stain from tissue: a network trained so to the end has a Dice of about 0.92 in eval
-mode. So half-way BatchNorm goes into eval mode, and the rest of the steps train the very function that is used
-afterwards: 0.98.
 """
 
 import contextlib
@@ -16,7 +11,7 @@ import sys
 import tempfile
 import time
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -28,15 +23,11 @@ from bench.lifeline import stop_with_parent
 from bench.machine import assigned, usable_cores
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
-
-CROP = 64
-HELD_OUT = (slice(0, 256), slice(256, 512))
-"""Rows and columns of the picture that no crop touches: the quarter with the most even classes (56 % class 1)."""
+    from torch import Tensor
 
 DEEPEST = 6
 UNUSED_DAYS = 30
-INGREDIENTS = ("bench/fitted.py", "bench/loss.py", "bench/picture.py", "unet/blocks.py", "unet/model.py")
+INGREDIENTS = ("bench/fitting.py", "bench/loss.py", "bench/picture.py", "unet/blocks.py", "unet/model.py")
 
 
 class NotFittedError(LookupError):
@@ -165,86 +156,20 @@ def fit(recipe: Recipe, progress: Callable[[int, int], None] = lambda _step, _st
     """
     import torch
 
+    from bench.fitting import fitted, held_out_dice
+
     file = path(recipe)
     # Before the work, not after it: a cache that cannot be written says so at once.
     file.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryFile(dir=file.parent):
         pass
     with torch.random.fork_rng(devices=[]), torch.enable_grad(), torch.autocast("cpu", enabled=False):
-        model = _fitted(recipe, progress)
-        dice = _held_out_dice(model)
+        model = fitted(recipe, progress)
+        dice = held_out_dice(model)
     weights = {name: tensor.detach() for name, tensor in model.state_dict().items()}
     _write({"weights": weights, "dice": dice, "digest": _digest(weights, dice)}, file)
     _tidy(file.parent)
     return file
-
-
-def _fitted(recipe: Recipe, progress: Callable[[int, int], None]) -> "nn.Module":
-    """Train for `steps` crops, the second half with BatchNorm in eval mode."""
-    import torch
-
-    from bench.loss import segmentation_loss
-    from bench.picture import CHANNELS, CLASSES
-    from unet.model import UNet
-
-    torch.default_generator.manual_seed(recipe.seed)  # torch.manual_seed would reach the GPUs' too
-    model = UNet(CHANNELS, CLASSES, bilinear=recipe.upsampling == "bilinear", width=recipe.width, depth=recipe.depth)
-    model.train()
-    rate = 1e-3
-    optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=0)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=recipe.steps)
-    for step, (image, mask) in zip(range(recipe.steps), _crops(recipe), strict=False):
-        if step == recipe.steps // 2:
-            _freeze_statistics(model)
-        optimizer.zero_grad()
-        segmentation_loss(model(image), mask).backward()
-        optimizer.step()
-        schedule.step()
-        progress(step + 1, recipe.steps)
-    return model.eval()
-
-
-def _freeze_statistics(model: "nn.Module") -> None:
-    """Let BatchNorm use its running statistics from here on."""
-    from torch import nn
-
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.eval()
-
-
-def _crops(recipe: Recipe) -> Iterator[tuple["Tensor", "Tensor"]]:
-    """Give image (1, 3, s, s) and mask (1, s, s) of random crops outside the held-out part, without end.
-
-    s is 64; a network deeper than 5 levels needs 128, since BatchNorm needs more than one pixel at the bottom.
-    """
-    import torch
-
-    from bench.picture import source
-
-    image, mask = (torch.tensor(part)[None] for part in source())
-    generator = torch.Generator().manual_seed(recipe.seed)
-    size = max(CROP, 2 ** (recipe.depth + 1))
-    rows, columns = HELD_OUT
-    while True:
-        tops = [torch.randint(0, side - size + 1, (), generator=generator).item() for side in mask.shape[1:]]
-        top, left = (int(offset) for offset in tops)
-        if top < rows.stop and rows.start < top + size and left < columns.stop and columns.start < left + size:
-            continue
-        window = (..., slice(top, top + size), slice(left, left + size))
-        yield image[window], mask[window]
-
-
-def _held_out_dice(model: "nn.Module") -> float:
-    """Give Dice = 2 |P ∩ M| / (|P| + |M|) of class 1 on the held-out part."""
-    import torch
-
-    from bench.picture import source
-
-    image, mask = (torch.tensor(part)[(..., *HELD_OUT)][None] for part in source())
-    with torch.inference_mode():
-        predicted = model(image).argmax(1)
-    return 2 * int((predicted & mask).sum()) / int(predicted.sum() + mask.sum())
 
 
 def _digest(weights: dict[str, "Tensor"], dice: float) -> str:

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 import msgspec
 
+from bench.errors import UsageError
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
@@ -249,7 +251,7 @@ def load(modules: Iterable[str]) -> None:
     """Import modules that register implementations of their own, also from the folder one stands in.
 
     Raises:
-        ImportError: there is no such module, or it cannot be imported.
+        UsageError: there is no such module, or it cannot be imported.
     """
     modules = list(modules)
     here = str(Path.cwd())
@@ -259,4 +261,4 @@ def load(modules: Iterable[str]) -> None:
         try:
             importlib.import_module(module)
         except (Exception, SystemExit) as error:  # whatever somebody's module does on import
-            raise ImportError(f"cannot load {module!r}: {type(error).__name__}: {error}") from error
+            raise UsageError(f"cannot load {module!r}: {type(error).__name__}: {error}") from error

@@ -185,6 +185,17 @@ PRESETS: Mapping[str, Callable[[Machine], tuple[Case, ...]]] = {
 }
 
 
+def cases_of(preset: str) -> Callable[[Machine], tuple[Case, ...]]:
+    """From a machine to the cases of a preset.
+
+    Raises:
+        CaseError: there is no such preset.
+    """
+    if preset not in PRESETS:
+        raise CaseError(f"unknown preset {preset!r}; allowed: {', '.join(PRESETS)}")
+    return PRESETS[preset]
+
+
 def shuffled(cases: Sequence[Case], seed: int) -> tuple[Case, ...]:
     """The cases in an order drawn at random: what warms up, ages or competes meanwhile meets all of them alike."""
     mixed = list(cases)
@@ -206,10 +217,8 @@ def cases(
     Raises:
         CaseError: an unknown preset.
     """
-    if preset not in PRESETS:
-        raise CaseError(f"unknown preset {preset!r}; allowed: {', '.join(PRESETS)}")
     axes = dict(axes or {})
     if "devices" in axes:
         kind = "gpu" if usable_gpus(machine) else "cpu"
         axes["devices"] = [f"{count}{kind}" if str(count).isdigit() else count for count in axes["devices"]]
-    return vary(chosen or PRESETS[preset](machine), axes)
+    return vary(chosen or cases_of(preset)(machine), axes)

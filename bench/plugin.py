@@ -3,8 +3,6 @@
 import contextlib
 import io
 import itertools
-import math
-import secrets
 from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,33 +10,15 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from rich.console import Console
 
-from bench import implementations
-from bench.case import Case, parse_axes, parse_id
+from bench import options
+from bench.case import Case
 from bench.errors import UsageError
-from bench.meeting import place
-from bench.results import RESULTS, ResultsError, Settings, option_of
-from bench.weights import look
+from bench.results import ResultsError
 
 if TYPE_CHECKING:
-    from bench.session import Options, Session
+    from bench.session import Session
 
 EXIT_CANNOT_WRITE = 3
-SECONDS = {
-    "measure_s": "seconds of timed steps a case",
-    "warmup_s": "seconds of untimed steps before, at least",
-    "warmup_extra_s": "seconds more of them, at most, until they are steady",
-    "sustained_s": "seconds of timed steps of a sustained case, at least",
-    "energy_s": "seconds of steps whose energy is read on a GPU, at least 5",
-    "time_limit_s": "longest a case may take",
-    "rank_timeout_s": "longest one rank of a case waits for another within a step",
-    "join_timeout_s": "longest it waits for ranks, and a node for nodes, that have not come yet",
-}
-
-
-SWITCHES = {
-    "cold_start": "also start each case anew with a full compiler cache, and try a second size",
-    "stages": "also time the network's blocks one by one (eager inference)",
-}
 
 
 class ReplayClock:
@@ -63,54 +43,13 @@ class ReplayClock:
 
 
 _clock = pytest.StashKey[ReplayClock]()
-_options = pytest.StashKey["Options"]()
+_options = pytest.StashKey[options.Options]()
 _session = pytest.StashKey["Session"]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Options of a run; `python -m bench list` takes those that choose cases too."""
-    group = parser.getgroup("bench", "measuring the U-Net (pytest bench)")
-    add = group.addoption
-    add("--preset", default="quick", metavar="NAME", help="which cases: smoke, quick (default), full, ci, h200")
-    add(
-        "--axis",
-        action="append",
-        default=[],
-        metavar="NAME=A,B",
-        help="replace an axis of the preset; see `python -m bench list --axes`",
-    )
-    add(
-        "--case",
-        action="append",
-        default=[],
-        metavar="ID",
-        help="measure the case with this id (repeatable), not a preset",
-    )
-    add("--nodes", default="1", metavar="N", help="machines that measure each case together, all given this command")
-    add(
-        "--rdzv-endpoint",
-        default="",
-        metavar="HOST:PORT",
-        help="where they meet: the address of one of them and a free port (of a torchrun's processes: "
-        "MASTER_ADDR and the port after MASTER_PORT, if not given)",
-    )
-    add(
-        "--seed",
-        default=None,
-        metavar="N",
-        help="order of the preset's cases (default: drawn, and recorded; of several nodes 0)",
-    )
-    add("--dry-run", action="store_true", help="print the cases and how long they will take, and measure nothing")
-    add("--ceilings", action="store_true", help="first measure the device's best matrix product and copy, for MFU")
-    add("--resume", action="store_true", help="continue the newest run: what it measured is kept")
-    add("--results", default=None, metavar="DIR", help="folder of results (default: results/)")
-    for name, meaning in SECONDS.items():
-        default = getattr(Settings(), name)
-        add(option_of(name), default=str(default), metavar="S", help=f"{meaning} (default {default:g})")
-    for name, meaning in SWITCHES.items():
-        add(option_of(name), action="store_true", help=meaning)
-    add("--weights", default=None, metavar="FILE", help="measure the U-Net of this checkpoint, not a fitted one")
-    add("--load", action="append", default=[], metavar="MODULE", help="a module that registers more implementations")
+    """Options of a run."""
+    options.add(parser)
 
 
 @pytest.hookimpl(trylast=True)
@@ -120,8 +59,8 @@ def pytest_configure(config: pytest.Config) -> None:
     if config.getoption("numprocesses", None) and _measures(config):
         raise pytest.UsageError("cases are measured one at a time, or they would disturb each other: leave out -n")
     try:
-        config.stash[_options] = _read_options(config)
-    except (ValueError, ImportError, UsageError) as error:
+        config.stash[_options] = options.read(config.getoption)
+    except UsageError as error:
         raise pytest.UsageError(str(error)) from error
     # The table at the end is ours; pytest-benchmark's has no room for memory, accuracy and what did not run.
     config.option.benchmark_quiet = True
@@ -132,53 +71,6 @@ def _measures(config: pytest.Config) -> bool:
     cases = Path(__file__).resolve().parent
     paths = [Path(config.invocation_params.dir, text.partition("::")[0]).resolve() for text in config.args]
     return any(path.is_relative_to(cases) or cases.is_relative_to(path) for path in paths)
-
-
-def _read_options(config: pytest.Config) -> "Options":
-    from bench.matrix import PRESETS
-    from bench.session import Options
-
-    get = config.getoption
-    implementations.load(get("load"))
-    if get("preset") not in PRESETS:
-        raise ValueError(f"--preset {get('preset')}: allowed: {', '.join(PRESETS)}")
-    given: dict[str, Any] = {name: _seconds(option_of(name), get(name)) for name in SECONDS}
-    given |= {name: get(name) for name in SWITCHES}
-    axes, chosen = parse_axes(get("axis")), tuple(parse_id(text) for text in get("case"))
-    weights = look(Path(get("weights"))) if get("weights") else None
-    here = place(_whole("--nodes", get("nodes"), least=1), get("rdzv_endpoint"))
-    return Options(
-        preset=get("preset"),
-        axes=weights.asked_for(axes, chosen) if weights is not None else axes,
-        chosen=chosen,
-        settings=Settings(load=tuple(get("load")), weights=weights, **given),
-        # Several nodes must not draw each its own.
-        seed=_seed(get("seed")) if here.count == 1 or get("seed") else 0,
-        ceilings=get("ceilings"),
-        resume=get("resume"),
-        results=Path(get("results")) if get("results") else RESULTS,
-        place=here,
-    )
-
-
-def _seconds(option: str, text: str) -> float:
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = math.nan
-    if not 0 < seconds < math.inf:
-        raise ValueError(f"{option} {text}: expected a number of seconds above 0")
-    return seconds
-
-
-def _seed(text: str | None) -> int:
-    return secrets.randbelow(10_000) if text is None else _whole("--seed", text, least=0)
-
-
-def _whole(option: str, text: str, *, least: int) -> int:
-    if not (text.isdecimal() and text.isascii() and int(text) >= least):
-        raise ValueError(f"{option} {text}: expected a whole number from {least}")
-    return int(text)
 
 
 def _get_session(config: pytest.Config) -> "Session":

@@ -10,8 +10,9 @@ import signal
 import subprocess
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import FrameType
 
 import psutil
 
@@ -25,6 +26,7 @@ GRACE_S = 3.0
 LOG_TAIL = 12
 LONGEST_TAIL = 16_384  # bytes: a process may print anything
 
+Handler = Callable[[int, FrameType | None], object] | signal.Handlers
 Progress = Callable[[str, float], None]
 """Told about four times a second the phase and the seconds since the start."""
 
@@ -106,6 +108,31 @@ def supervise(
             _end(process, mark)
 
 
+@contextlib.contextmanager
+def ending_in_order() -> Iterator[None]:
+    """An order to end (SIGTERM), as CI gives it, and a closed terminal are as good as Ctrl-C inside.
+
+    Under nohup a closed terminal is to be ignored, and stays so.
+    """
+
+    def interrupt(number: int, _frame: FrameType | None) -> None:
+        raise KeyboardInterrupt(signal.Signals(number).name)
+
+    ends = [one for one in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(one) != signal.SIG_IGN]
+    with _handled_by(interrupt, ends):
+        yield
+
+
+@contextlib.contextmanager
+def _handled_by(handler: Handler, numbers: Sequence[signal.Signals]) -> Iterator[None]:
+    before = [signal.signal(one, handler) for one in numbers]
+    try:
+        yield
+    finally:
+        for one, old in zip(numbers, before, strict=True):
+            signal.signal(one, old)
+
+
 def _variables(folder: Path, mark: str) -> Mapping[str, str]:
     """The child's environment: compiler caches of its own, so that a first call is a first call, and our packages."""
     inherited = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}  # never timed
@@ -123,7 +150,8 @@ def _variables(folder: Path, mark: str) -> Mapping[str, str]:
 
 def _end(process: "subprocess.Popen[bytes]", mark: str) -> None:
     """End every process that carries the mark: first with SIGTERM, then with SIGKILL."""
-    with _undisturbed():
+    # Impatience, a second Ctrl-C, would leave processes behind.
+    with _handled_by(signal.SIG_IGN, (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)):
         for send in ("terminate", "kill"):
             left = list(_marked(mark))
             for one in left:
@@ -131,18 +159,6 @@ def _end(process: "subprocess.Popen[bytes]", mark: str) -> None:
                     getattr(one, send)()
             psutil.wait_procs(left, timeout=GRACE_S)
         process.wait()
-
-
-@contextlib.contextmanager
-def _undisturbed() -> Iterator[None]:
-    """Impatience, a second Ctrl-C, would leave processes behind."""
-    signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    before = [signal.signal(one, signal.SIG_IGN) for one in signals]
-    try:
-        yield
-    finally:
-        for one, handler in zip(signals, before, strict=True):
-            signal.signal(one, handler)
 
 
 def _marked(mark: str) -> Iterator[psutil.Process]:

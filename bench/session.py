@@ -1,60 +1,30 @@
-"""One run from its options to its file: which cases, what is done already, what happens now, how long it will take."""
+"""One run from its options to its file: which cases, what is done already, how long the rest will take."""
 
 import hashlib
-import signal
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from types import FrameType
 
 import msgspec
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.text import Text
 
-from bench import estimate, matrix
+from bench import display, estimate, matrix
 from bench.case import Case
 from bench.environment import Environment, environment
 from bench.errors import UsageError
 from bench.formats import benchmark_json
-from bench.meeting import Place
+from bench.options import Options
 from bench.peers import Peers
-from bench.report.table import one_line, three_digits
+from bench.processes import ending_in_order
+from bench.report.table import three_digits
 from bench.report.terminal import print_table
-from bench.results import RESULTS, Header, Record, Run, RunFile, Settings, read, resumable
+from bench.results import Header, Record, Run, read, resumable
+from bench.runfile import RunFile
 from bench.runner import Runner
 from bench.support import unsupported
 from bench.terms import agree, terms
-
-SILENCE_S = 60.0
-"""How long a case may take without a word where there is no bar: fitting a large network takes minutes."""
-
-
-class Options(msgspec.Struct, frozen=True, kw_only=True):
-    """What a run is asked to do.
-
-    Args:
-        preset: name of the preset.
-        axes: axis → values that replace the preset's.
-        chosen: cases to measure instead of a preset's.
-        settings: how to measure.
-        seed: of the order of the preset's cases; chosen ones keep the order in which they were given.
-        ceilings: whether to measure first what the device does at its best.
-        resume: whether to continue the newest run.
-        results: folder of all results.
-        place: where this stands among the machines, or processes of a torchrun, that were given the same command.
-    """
-
-    preset: str = "quick"
-    axes: Mapping[str, Sequence[str | int]] = {}
-    chosen: tuple[Case, ...] = ()
-    settings: Settings = Settings()
-    seed: int = 0
-    ceilings: bool = False
-    resume: bool = False
-    results: Path = RESULTS
-    place: Place = Place()
 
 
 class _Kept(msgspec.Struct, frozen=True):
@@ -191,7 +161,12 @@ class Session:
         number = self._ahead.index(case) + 1
         if kept is None:
             start = time.perf_counter()
-            record = self._watch(case, console, number, total)
+            # This case is lost, the others are not.
+            with (
+                ending_in_order(),
+                display.shown(case, console, done=number - 1, total=total, left_s=self.left_s(number - 1)) as tell,
+            ):
+                record = self.runner.run(case, tell)
             if record.status != "unsupported":
                 self._expected_s += self._prior_s(case)
                 self._taken_s += time.perf_counter() - start
@@ -199,42 +174,9 @@ class Session:
                 self.file.append(record)
         else:
             record = kept
-        console.print(_line(record, f"{number:>{len(str(total))}}/{total}", kept=kept is not None), soft_wrap=True)
+        line = display.line(record, f"{number:>{len(str(total))}}/{total}", kept=kept is not None)
+        console.print(line, soft_wrap=True)
         return record
-
-    def _watch(self, case: Case, console: Console, number: int, total: int) -> Record:
-        """Measure with a bar on a terminal, elsewhere with a line a minute; end in order when told to terminate."""
-        bar = Progress(
-            BarColumn(bar_width=20),
-            MofNCompleteColumn(),
-            TextColumn("{task.description}", markup=False),
-            console=console,
-            transient=True,
-            refresh_per_second=2,
-            disable=not console.is_terminal,
-        )
-        left_s = self.left_s(number - 1)
-        said = time.monotonic()
-        # A closed terminal and an orderly end are as good as Ctrl-C: this case is lost, the others are not.
-        # Under nohup a closed terminal is to be ignored, and stays so.
-        ends = [one for one in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(one) != signal.SIG_IGN]
-        before = {one: signal.signal(one, _interrupt) for one in ends}
-        try:
-            with bar:
-                task = bar.add_task("", total=total, completed=number - 1)
-
-                def tell(phase: str, seconds: float) -> None:
-                    nonlocal said
-                    if bar.disable and time.monotonic() - said > SILENCE_S:
-                        said = time.monotonic()
-                        console.print(Text(f"{case.id} · {phase} {seconds:.0f} s"), soft_wrap=True)
-                    left = estimate.words(max(0.0, left_s - seconds))
-                    bar.update(task, description=f"{left} left · {case.id} · {phase} {seconds:.0f} s")
-
-                return self.runner.run(case, tell)
-        finally:
-            for one, handler in before.items():
-                signal.signal(one, handler)
 
     def left_s(self, done: int) -> float:
         """Seconds that the cases after the first `done` will take, as far as those measured so far let one know."""
@@ -288,21 +230,3 @@ def _with_sources(env: Environment, modules: Sequence[str]) -> Environment:
         return env
     texts = [env.source_hash.encode(), *(Path(file).read_bytes() for file in files)]
     return msgspec.structs.replace(env, source_hash=hashlib.sha256(b"\0".join(texts)).hexdigest())
-
-
-def _interrupt(number: int, _frame: FrameType | None) -> None:
-    raise KeyboardInterrupt(signal.Signals(number).name)
-
-
-def _line(record: Record, number: str, *, kept: bool) -> Text:
-    figures = record.figures
-    style = {"ok": "", "unsupported": "dim"}.get(record.status, "bold red")
-    if record.status == "ok":
-        words = (
-            f"{three_digits(figures.get('p50_ms'))} ms · {three_digits(figures.get('images_per_s'))} img/s · "
-            f"{three_digits(figures.get('peak_memory_mib'))} MiB · rel. L2 {three_digits(figures.get('rel_l2'))}"
-        )
-    else:
-        words = f"{record.status}: {one_line(record.reason)}"
-    took = "measured before" if kept else f"{record.wall_s:.0f} s"
-    return Text(f"{number} {record.case.id}  {words}  ({took})", style=style)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 from typing import TYPE_CHECKING, Any
 
@@ -15,18 +14,17 @@ from bench.frame import through
 from bench.implementations import IMPLEMENTATIONS, UnsupportedError
 from bench.loss import segmentation_loss
 from bench.picture import CHANNELS, CLASSES, picture
+from bench.precision import allow_tf32, autocast, dtype_of
 from bench.weights import state_of
 from unet import UNet, containers, modify
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     from bench.case import Case
     from bench.distributed import Group
     from bench.weights import Weights
 
-_AUTOCAST = {"amp_bf16": torch.bfloat16, "amp_fp16": torch.float16}
-_DTYPE = {"bf16": torch.bfloat16, "fp16": torch.float16}
 LAYOUT = {"nchw": torch.contiguous_format, "nhwc": torch.channels_last}
 
 
@@ -192,40 +190,11 @@ def _all(outputs: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     return outputs if isinstance(outputs, tuple) else (outputs,)
 
 
-@contextlib.contextmanager
-def autocast(device: torch.device, precision: str) -> Iterator[None]:
-    """Inside, PyTorch casts as `precision` says; nothing happens where it is no `amp_…`."""
-    dtype = _AUTOCAST.get(precision)
-    with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
-        yield
-
-
-def dtype_of(precision: str) -> torch.dtype:
-    """What weights and images are stored in; under autocast that is float32."""
-    return _DTYPE.get(precision, torch.float32)
-
-
-@contextlib.contextmanager
-def full_precision() -> Iterator[None]:
-    """fp32 means IEEE fp32 inside: cuDNN convolutions would run TF32 by default."""
-    before = torch.backends.cudnn.allow_tf32
-    _allow_tf32(allow=False)
-    try:
-        yield
-    finally:
-        _allow_tf32(allow=before)
-
-
-def _allow_tf32(*, allow: bool) -> None:
-    torch.backends.cuda.matmul.allow_tf32 = allow
-    torch.backends.cudnn.allow_tf32 = allow
-
-
 def prepare_process(case: Case, cores: int) -> None:
     """Set what is global to a process, from the case and the cores it may use alone: threads, seed, arithmetic."""
     torch.set_num_threads(case.threads or max(1, cores))
     torch.manual_seed(0)
-    _allow_tf32(allow=case.precision == "tf32")
+    allow_tf32(allow=case.precision == "tf32")
     torch.backends.cudnn.benchmark = True
 
 

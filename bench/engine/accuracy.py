@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from bench.engine.metric import Found, Metric
+from bench.precision import full_precision
 from bench.results import Settings
-from bench.subject import Subject, full_precision
+from bench.subject import Subject
 
 # An implementation may be this much further from fp32 than eager itself is at the same precision. Gradients of one step
 # scatter more than logits: over six images and both upsamplings, bf16 gradients of torch.compile on a CPU were 0.78 to

@@ -17,13 +17,15 @@ import torch
 
 from bench.engine.accuracy import FLOOR, MARGIN
 from bench.environment import ROOT, environment
+from bench.errors import UsageError
 from bench.export.manifest import MANIFEST, Input, Manifest
 from bench.export.serve import WEIGHTS, text
 from bench.implementations import IMPLEMENTATIONS
 from bench.machine import assigned
+from bench.precision import full_precision
 from bench.runtimes.artefact import LARGEST, RUNTIMES, Sizes
 from bench.runtimes.convert import convert
-from bench.subject import build, full_precision
+from bench.subject import build
 from unet.checkpoint import save_weights
 
 if TYPE_CHECKING:
@@ -39,10 +41,6 @@ SERVE = "serve.py"
 # What another program would do; in a process of its own, since this one has loaded more than a bundle may need.
 ASK = "import sys, numpy, serve; numpy.save(sys.argv[2], serve.predict(numpy.load(sys.argv[1])))"
 SERVE_S = 600
-
-
-class ExportError(Exception):
-    """What stood in the way of a bundle; nothing of it is left."""
 
 
 def write(
@@ -69,11 +67,11 @@ def write(
         tell: is told what happens next.
 
     Raises:
-        ExportError: the folder is there, the engine cannot, or the answer is not right.
+        UsageError: the folder is there, the engine cannot, or the answer is not right; nothing of it is left.
     """
     out = out.resolve()
     if (why := in_the_way(out, replace=replace)) is not None:
-        raise ExportError(why)
+        raise UsageError(why)
     out.parent.mkdir(parents=True, exist_ok=True)
     part = out.with_name(f".{out.name}.{secrets.token_hex(4)}.part")
     part.mkdir()
@@ -124,7 +122,7 @@ def _fill(
         try:
             convert(runtime, network, case, folder)
         except (MemoryError, RuntimeError) as error:
-            raise ExportError(str(error)) from error
+            raise UsageError(str(error)) from error
         files, sizes = runtime.files, runtime.sizes(case)
     manifest = Manifest(
         case=case.id,
@@ -152,7 +150,7 @@ def _fill(
     tell(f"running {SERVE} in a process of its own")
     rel_l2 = _served(folder, subject)
     if not rel_l2 <= manifest.tolerance:
-        raise ExportError(
+        raise UsageError(
             f"{SERVE} gives logits that are {rel_l2:.3g} off fp32 eager's, and {manifest.tolerance:.3g} is allowed"
         )
     manifest = msgspec.structs.replace(manifest, rel_l2=rel_l2)
@@ -221,7 +219,7 @@ def _served(folder: Path, subject: Subject) -> float:
         )
         if done.returncode != 0:
             said = [line for line in done.stderr.splitlines() if line.strip()]
-            raise ExportError(f"{SERVE} failed: {said[-1] if said else f'status {done.returncode}'}")
+            raise UsageError(f"{SERVE} failed: {said[-1] if said else f'status {done.returncode}'}")
         return _rel_l2(torch.from_numpy(np.load(logits)), _reference(subject).cpu())
     finally:
         for file in (image, logits):

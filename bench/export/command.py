@@ -29,46 +29,40 @@ def export(
 ) -> None:
     """Make a folder to ship: artefact, manifest and serve.py, seen to give the right answer in a fresh process."""
     from bench import results
-    from bench.case import CaseError, parse_id
+    from bench.case import parse_id
     from bench.machine import machine
     from bench.support import unsupported
     from bench.weights import look
 
-    try:
-        wanted = parse_id(case)
-        own = look(weights) if weights is not None else None
-        if own is not None:
-            own.asked_for({}, [wanted])
-        if not run and (newest := results.newest()) is not None:
-            run = [newest]
-        read = [results.read(path) for path in run]
-    except (CaseError, results.ResultsError) as error:
-        raise UsageError(str(error)) from error
+    wanted = parse_id(case)
+    own = look(weights) if weights is not None else None
+    if own is not None:
+        own.asked_for({}, [wanted])
+    if not run and (newest := results.newest()) is not None:
+        run = [newest]
+    read = [results.read(path) for path in run]
     if (why := _not_to_be_shipped(wanted) or unsupported(wanted, machine())) is not None:
         raise UsageError(f"{wanted.id}: {why}")
 
     def tell(what: str) -> None:
         typer.echo(f"{what} …", err=True)
 
-    from bench.export.bundle import SERVE, ExportError, in_the_way, write
+    from bench.export.bundle import SERVE, in_the_way, write
     from bench.subject import prepare_process
 
     if (why := in_the_way(out, replace=replace)) is not None:
         raise UsageError(why)
     measured = _measured(wanted, read, own)
     prepare_process(wanted, machine().cores)
-    try:
-        manifest = write(
-            wanted,
-            out,
-            weights=own,
-            weights_file=Path(own.path) if own is not None else _fitted(wanted, tell),
-            measured=measured,
-            replace=replace,
-            tell=tell,
-        )
-    except ExportError as error:
-        raise UsageError(str(error)) from error
+    manifest = write(
+        wanted,
+        out,
+        weights=own,
+        weights_file=Path(own.path) if own is not None else _fitted(wanted, tell),
+        measured=measured,
+        replace=replace,
+        tell=tell,
+    )
     typer.echo(f"{out}: {', '.join([*manifest.files, 'manifest.json', SERVE])}")
     typer.echo(f"relative L2 of its logits to fp32 eager's: {manifest.rel_l2:.3g}, {manifest.tolerance:.3g} allowed")
     if measured is None:

@@ -8,7 +8,8 @@ import torch
 
 from bench.case import parse_id
 from bench.implementations import IMPLEMENTATIONS
-from bench.subject import LAYOUT, autocast, dtype_of, prepare_process
+from bench.precision import autocast, dtype_of
+from bench.subject import LAYOUT, prepare_process
 from unet import UNet
 from unet.checkpoint import load_weights
 

@@ -1,6 +1,5 @@
 """`python -m bench gate`."""
 
-import math
 import os
 from pathlib import Path
 from typing import Annotated
@@ -42,6 +41,7 @@ def gate(  # noqa: PLR0913, PLR0917 (one argument an option)
     from bench.gate.driver import Gate
     from bench.gate.screening import Options
     from bench.gate.tell import Teller
+    from bench.options import seconds
     from bench.report.terminal import console, error_console
 
     options = Options(
@@ -51,7 +51,7 @@ def gate(  # noqa: PLR0913, PLR0917 (one argument an option)
         chosen=tuple(case),
         load=tuple(load),
         rule=Rule(fewest=trials, most=max(4 * trials, Rule().most)),
-        budget_s=_seconds(budget),
+        budget_s=seconds("--budget", budget),
         strict=strict,
         kernels=kernels,
     )
@@ -77,27 +77,13 @@ def gate(  # noqa: PLR0913, PLR0917 (one argument an option)
     raise typer.Exit(report.status)
 
 
-def _seconds(text: str) -> float:
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = math.nan
-    if not 0 < seconds < math.inf:
-        raise UsageError(f"--budget {text}: expected a number of seconds above 0")
-    return seconds
-
-
 def _known(preset: str, ids: list[str]) -> None:
-    from bench.case import CaseError, parse_id
-    from bench.matrix import PRESETS
+    from bench.case import parse_id
+    from bench.matrix import cases_of
 
-    if preset not in PRESETS:
-        raise UsageError(f"unknown preset {preset!r}; allowed: {', '.join(PRESETS)}")
-    try:
-        for text in ids:
-            parse_id(text)
-    except CaseError as error:
-        raise UsageError(str(error)) from error
+    cases_of(preset)
+    for text in ids:
+        parse_id(text)
 
 
 def _writable(file: Path | None) -> None:

@@ -3,18 +3,15 @@
 The parent imports no torch; what is measured runs in processes of its own, one after another.
 """
 
-import contextlib
 import math
 import os
 import random
-import signal
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from types import FrameType
 
 import msgspec
 
@@ -27,6 +24,7 @@ from bench.gate.report import TIME, Report, Row, Samples, muted
 from bench.gate.screening import Findings, Options, Screening
 from bench.gate.tell import Teller
 from bench.machine import machine
+from bench.processes import ending_in_order
 
 
 class Gate:
@@ -55,7 +53,7 @@ class Gate:
         """
         options, started, load = self.options, datetime.now(UTC), os.getloadavg()[0]
         with (
-            _ending_in_order(),
+            ending_in_order(),
             checked_out(options.repository, options.base) as base,
             checked_out(options.repository, options.head) as head,
             tempfile.TemporaryDirectory(prefix="unet-bench-gate-", ignore_cleanup_errors=True) as folder,
@@ -143,22 +141,6 @@ class Gate:
             repeat=self.options.repeat(case),
         )
         self.found.add(found)
-
-
-@contextlib.contextmanager
-def _ending_in_order() -> Iterator[None]:
-    """An order to end, as CI gives it, is as good as Ctrl-C. Where a closed terminal is to be ignored, it stays so."""
-
-    def interrupt(number: int, _frame: FrameType | None) -> None:
-        raise KeyboardInterrupt(signal.Signals(number).name)
-
-    ends = [one for one in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(one) != signal.SIG_IGN]
-    before = {one: signal.signal(one, interrupt) for one in ends}
-    try:
-        yield
-    finally:
-        for one, handler in before.items():
-            signal.signal(one, handler)
 
 
 def _twin(case: str) -> str:

@@ -101,7 +101,8 @@ def measure(
     Raises:
         ResultsError: the runs are of another machine, or the file cannot be written.
     """
-    from bench.session import Options, Session
+    from bench.options import Options
+    from bench.session import Session
 
     here = machine()
     if foreign := [one.question.machine for one in found if one.question.machine != slug(here)]:

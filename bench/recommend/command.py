@@ -32,7 +32,9 @@ def recommend(  # noqa: PLR0913, PLR0917 (an option each, as typer reads them)
     weights: Annotated[Path | None, typer.Option(metavar="FILE", help="Only runs with this checkpoint.")] = None,
     load: Annotated[list[str], typer.Option(metavar="MODULE", help="A module that registers implementations.")] = [],  # noqa: B006
     measure: Annotated[bool, typer.Option("--measure", help="First measure what the runs lack, and save it.")] = False,  # noqa: FBT002
-    measure_s: Annotated[float, typer.Option(help="With --measure: seconds of timed steps a case.")] = 5.0,
+    measure_s: Annotated[
+        str, typer.Option(metavar="SECONDS", help="With --measure: seconds of timed steps a case.")
+    ] = "5",
     into: Annotated[Path | None, typer.Option("--results", metavar="DIR", help="Folder of results.")] = None,
     json: Annotated[bool, typer.Option("--json", help="One JSON object a question.")] = False,  # noqa: FBT002
 ) -> None:
@@ -43,7 +45,8 @@ def recommend(  # noqa: PLR0913, PLR0917 (an option each, as typer reads them)
     Exit status 3: no case keeps every limit.
     """
     from bench import implementations, results
-    from bench.case import CaseError, parse_axes
+    from bench.case import parse_axes
+    from bench.options import seconds
     from bench.recommend import answer, say
     from bench.report.terminal import console
     from bench.weights import digest, look
@@ -56,26 +59,20 @@ def recommend(  # noqa: PLR0913, PLR0917 (an option each, as typer reads them)
         max_joules=max_joules,
         objective=objective,
     )
-    if not 0 < measure_s < float("inf"):
-        raise UsageError(f"--measure-s {measure_s:g}: expected a number of seconds above 0")
+    timed_s = seconds("--measure-s", measure_s)
     folder = into or results.RESULTS
-    try:
-        implementations.load(load)
-        axes = parse_axes([*axis, f"task={task}", *([f"size={size}"] if size else [])])
-        sha256 = digest(weights) if weights is not None else None
-        if not runs and (newest := results.newest(folder)) is not None:
-            runs = [newest]
-        read = [results.read(path) for path in runs]
-        found = answer.answers(read, limits, axes=axes, weights=sha256)
-        if measure:
-            own = look(weights) if weights is not None else None
-            settings = results.Settings(load=tuple(load), weights=own, measure_s=measure_s)
-            new = answer.measure(found, console(sys.stderr), axes=axes, settings=settings, results=folder)
-            runs = [*runs, new.path] if new is not None else runs
-            read = [results.read(path) for path in runs]
-            found = answer.answers(read, limits, axes=axes, weights=sha256)
-    except (CaseError, ImportError, results.ResultsError) as error:
-        raise UsageError(str(error)) from error
+    implementations.load(load)
+    axes = parse_axes([*axis, f"task={task}", *([f"size={size}"] if size else [])])
+    sha256 = digest(weights) if weights is not None else None
+    if not runs and (newest := results.newest(folder)) is not None:
+        runs = [newest]
+    found = answer.answers([results.read(path) for path in runs], limits, axes=axes, weights=sha256)
+    if measure:
+        own = look(weights) if weights is not None else None
+        settings = results.Settings(load=tuple(load), weights=own, measure_s=timed_s)
+        new = answer.measure(found, console(sys.stderr), axes=axes, settings=settings, results=folder)
+        runs = [*runs, new.path] if new is not None else runs
+        found = answer.answers([results.read(path) for path in runs], limits, axes=axes, weights=sha256)
     if not found:
         said = ", ".join(f"{name}={','.join(map(str, values))}" for name, values in axes.items())
         raise UsageError(

@@ -43,15 +43,12 @@ def report(
     forms = ((markdown, _markdown), (csv, _csv), (tracking, _tracked), (html, lambda runs: _page(runs, gate)))
     if [path for path, _ in forms].count(STDOUT) > 1:
         raise UsageError("two forms would run into each other on standard output: give a FILE to all but one")
-    try:
-        read = [results.read(path) for path in runs or newest()]
-        for path, form in forms:
-            if path is not None:
-                _write(path, form(read))
-        if png is not None:
-            typer.echo(f"{png}: {_pictures(read, png)} pictures", err=True)
-    except results.ResultsError as error:
-        raise UsageError(str(error)) from error
+    read = [results.read(path) for path in runs or newest()]
+    for path, form in forms:
+        if path is not None:
+            _write(path, form(read))
+    if png is not None:
+        typer.echo(f"{png}: {_pictures(read, png)} pictures", err=True)
     if markdown is csv is tracking is html is png is None:
         from bench.report.terminal import console, show
 
@@ -129,13 +126,8 @@ def readme() -> None:
     """Write the generated parts of the READMEs again: pictures, tables, outputs of commands."""
     with _extra():
         from bench.report import readme
-    from bench import results
-
-    try:
-        for path in readme.write():
-            typer.echo(path.name)
-    except results.ResultsError as error:
-        raise UsageError(str(error)) from error
+    for path in readme.write():
+        typer.echo(path.name)
 
 
 def schema() -> None:

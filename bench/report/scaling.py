@@ -51,10 +51,7 @@ def scaling(
 
     numbers = _numbers(devices)
     interconnect = _interconnect(gb_per_s, latency_us, overlap=overlap)
-    try:
-        read = [results.read(path) for path in runs or newest()]
-    except results.ResultsError as error:
-        raise UsageError(str(error)) from error
+    read = [results.read(path) for path in runs or newest()]
     found = [(run, record) for run in read for record in run.records if _wanted(record, keyword)]
     many = [(run, record) for run, record in found if record.case.device_count > 1]
     one = [(run, record, step) for run, record in found if (step := _step(record)) is not None]

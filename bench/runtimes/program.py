@@ -9,13 +9,14 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram, export
 
+from bench.precision import AUTOCAST
+
 if TYPE_CHECKING:
     from bench.case import Case
     from bench.runtimes.artefact import Sizes
 
 NAMES = ("batch", "height", "width")
 AXES = (0, 2, 3)
-_AUTOCAST = {"amp_bf16": torch.bfloat16, "amp_fp16": torch.float16}
 
 
 class Autocast(nn.Module):
@@ -50,7 +51,7 @@ def program(network: nn.Module, case: Case, sizes: Sizes, *, autocast: bool = Fa
         for axis, (name, (low, high)) in zip(AXES, ranges.items(), strict=True)
         if low != high
     }
-    dtype = _AUTOCAST.get(case.precision) if autocast else None
+    dtype = AUTOCAST.get(case.precision) if autocast else None
     traced = network if dtype is None else Autocast(network, weight.device.type, dtype)
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the tracer's own making

@@ -12,7 +12,8 @@ import msgspec
 import pytest
 
 from bench.case import AXES, Case
-from bench.results import Header, Record, RunFile
+from bench.results import Header, Record
+from bench.runfile import RunFile
 
 from .conftest import ROOT, Bench
 

@@ -13,7 +13,8 @@ from bench.derive import ceiling_of, derived, roofline
 from bench.readings import Ceiling, Stage
 from bench.report.stages import stage_rows
 from bench.report.terminal import show
-from bench.results import Header, Record, Run, RunFile, frame, read
+from bench.results import Header, Record, Run, frame, read
+from bench.runfile import RunFile
 
 MakeRecord = Callable[..., Record]
 # Half a TFLOP/s, 20 GB/s.

@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 
 from bench.case import Case
+from bench.errors import UsageError
 from bench.export.serve import text
 from bench.picture import picture, source
 from bench.results import Header, Run
@@ -278,7 +279,7 @@ def test_what_gives_the_wrong_answer_is_not_shipped_and_leaves_nothing(
     from bench.subject import recipe
 
     monkeypatch.setattr(serve, "TEXT", serve.TEXT.replace("return run(images)", "return run(images) * 1.01"))
-    with pytest.raises(bundle.ExportError, match=r"serve\.py gives logits that are 0\.01 off fp32 eager's"):
+    with pytest.raises(UsageError, match=r"serve\.py gives logits that are 0\.01 off fp32 eager's"):
         bundle.write(CASE, tmp_path / "shipped", weights=None, weights_file=fitted.path(recipe(CASE)), measured=None)
     assert list(tmp_path.iterdir()) == []
 

@@ -13,7 +13,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from bench import fitted
+from bench import fitted, fitting
 from bench.fitted import NotFittedError, Recipe
 from bench.loss import segmentation_loss
 from bench.picture import source
@@ -99,12 +99,12 @@ def test_every_allowed_depth_can_be_fitted(depth: int) -> None:
 
 def test_no_crop_touches_what_is_held_out() -> None:
     image, mask = source()
-    rows, columns = fitted.HELD_OUT
+    rows, columns = fitting.HELD_OUT
     where = {image[:, top, left].tobytes() for top in range(256) for left in range(256, 512)}
     elsewhere = {image[:, y, x].tobytes() for y in range(512) for x in range(512) if y >= 256 or x < 256}
     only_held_out = where - elsewhere
     assert 0.4 < mask[rows, columns].mean() < 0.6
-    crops = zip(range(40), fitted._crops(SMALL), strict=False)
+    crops = zip(range(40), fitting._crops(SMALL), strict=False)
     for _, (crop, target) in crops:
         assert crop.shape == (1, 3, 64, 64)
         assert target.shape == (1, 64, 64)

@@ -1,3 +1,4 @@
+import ast
 import json
 import subprocess
 from collections.abc import Callable, Sequence
@@ -14,7 +15,8 @@ from bench.environment import Environment
 from bench.history.series import HARNESS, Series, Stretch, series
 from bench.history.steps import Step, steps
 from bench.readings import Ceiling
-from bench.results import Header, Record, Run, RunFile
+from bench.results import Header, Record, Run
+from bench.runfile import RunFile
 
 from .conftest import ROOT, Bench
 from .toy import Toy
@@ -224,6 +226,18 @@ def test_another_harness_begins_another_stretch_and_other_sources_do_not(
 
 def test_what_makes_the_harness_is_there() -> None:
     assert all((ROOT / path).exists() for path in HARNESS), "a file that was moved would no longer part anything"
+
+
+def test_what_a_subject_is_made_of_is_part_of_the_harness() -> None:
+    what = {"bench/case.py", "bench/implementations.py", "bench/weights.py"}  # say what is measured, not how
+    tree = ast.parse((ROOT / "bench/subject.py").read_text(encoding="utf-8"))
+    made_of = set()
+    for one in tree.body:
+        if isinstance(one, ast.ImportFrom) and (one.module or "").startswith("bench"):
+            names = [f"bench.{name.name}" for name in one.names] if one.module == "bench" else [one.module or ""]
+            made_of |= {f"{name.replace('.', '/')}.py" for name in names}
+    assert made_of
+    assert made_of - what <= set(HARNESS)
 
 
 def test_runs_are_in_the_order_of_their_commits_not_of_their_measuring(

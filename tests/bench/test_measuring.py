@@ -243,7 +243,7 @@ def test_compile_is_measured_with_its_first_call_apart(bench: Bench) -> None:
     [
         (("--axis", "batch=none"), "batch='none' is not possible; allowed: a whole number from 1"),
         (("--axis", "colour=red"), "unknown axis 'colour'"),
-        (("--preset", "quik"), "--preset quik: allowed: smoke, quick, full, ci, h200"),
+        (("--preset", "quik"), "unknown preset 'quik'; allowed: smoke, quick, full, ci, h200"),
         (("--case", "infer-magic"), "is not possible; allowed: eager, eager_graph, compile"),
         (("--measure-s", "soon"), "--measure-s soon: expected a number of seconds above 0"),
         (("--time-limit-s", "-1"), "--time-limit-s -1: expected a number of seconds above 0"),

@@ -8,7 +8,8 @@ import msgspec
 import pytest
 import torch
 
-from bench.results import Header, RunFile
+from bench.results import Header
+from bench.runfile import RunFile
 from bench.weights import digest
 from unet import UNet
 from unet.checkpoint import save_weights

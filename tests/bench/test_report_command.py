@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from bench.case import Case
-from bench.results import Header, Record, RunFile, newest
+from bench.results import Header, Record, newest
+from bench.runfile import RunFile
 
 from .conftest import ROOT, Bench
 

@@ -20,7 +20,6 @@ from bench.results import (
     Header,
     Record,
     ResultsError,
-    RunFile,
     Settings,
     frame,
     newest,
@@ -28,6 +27,7 @@ from bench.results import (
     resumable,
     rows,
 )
+from bench.runfile import RunFile
 
 MakeRecord = Callable[..., Record]
 
@@ -142,7 +142,8 @@ def test_a_full_disk_loses_the_record_in_hand_and_nothing_else(run_file: RunFile
     # A limit on the size of files fails a write half-way, as a full disk does.
     code = f"""
 import pathlib, resource, signal, sys
-from bench.results import RunFile, ResultsError, read
+from bench.results import ResultsError, read
+from bench.runfile import RunFile
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, ({len(before) + 100}, resource.RLIM_INFINITY))
 path = pathlib.Path(sys.argv[1])

@@ -11,14 +11,16 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from bench import session
+from bench import display
 from bench.case import Case, product
 from bench.estimate import prior_s
 from bench.machine import machine, usable_gpus
 from bench.matrix import PRESETS, shuffled
+from bench.options import Options
 from bench.report.table import tables
-from bench.results import Header, Record, RunFile, Settings, read
-from bench.session import Options, Session
+from bench.results import Header, Record, Settings, read
+from bench.runfile import RunFile
+from bench.session import Session
 
 from .conftest import ROOT, TINY, Bench
 
@@ -142,7 +144,7 @@ def test_a_case_that_takes_long_says_what_it_is_doing_where_there_is_no_bar(
     fitted_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("UNET_BENCH_CACHE", str(fitted_cache))
-    monkeypatch.setattr(session, "SILENCE_S", 0.1)
+    monkeypatch.setattr(display, "SILENCE_S", 0.1)
     run = Session(Options(chosen=(tiny(),), settings=Settings(measure_s=0.2, warmup_s=0.1), results=tmp_path))
     told = Console(file=io.StringIO(), width=200)
     run.open(run.cases, told)
@@ -185,7 +187,8 @@ def test_a_run_that_is_being_written_is_not_continued_by_another_process(header:
     file.hold()
     code = """
 import pathlib, sys
-from bench.results import ResultsError, RunFile, read
+from bench.results import ResultsError, read
+from bench.runfile import RunFile
 path = pathlib.Path(sys.argv[1])
 try:
     RunFile(path, read(path).header).hold()

@@ -14,8 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bench.case import Case
-from bench.results import Header, Record, RunFile
+from bench.results import Header, Record
 from bench.ring import Interconnect, Step, all_reduce_ms, buckets, predict
+from bench.runfile import RunFile
 
 from .conftest import ROOT, TINY, Bench
 

@@ -19,7 +19,8 @@ from rich.console import Console
 
 from bench.case import Case
 from bench.report.terminal import console, print_table, print_text
-from bench.results import Header, Record, RunFile
+from bench.results import Header, Record
+from bench.runfile import RunFile
 
 from .conftest import ROOT, TINY, Bench
 from .pages import gpus, record

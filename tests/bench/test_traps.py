@@ -20,7 +20,8 @@ from bench.derive import derived
 from bench.distributed import Group
 from bench.formats import benchmark_json, tracked
 from bench.report.table import tables
-from bench.results import Header, Record, Run, RunFile, frame, read
+from bench.results import Header, Record, Run, frame, read
+from bench.runfile import RunFile
 from bench.statistics import summary
 from bench.subject import Subject, build
 
