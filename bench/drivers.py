@@ -119,15 +119,17 @@ def fit(
     from bench.case import Case, parse_axes, parse_id, vary
     from bench.environment import environment
     from bench.largest import Try, largest
+    from bench.matrix import completed
     from bench.report.table import one_line
     from bench.results import Settings
     from bench.runner import Runner
 
     implementations.load(load)
-    chosen = vary([parse_id(case) if case else Case()], parse_axes(axis))
+    env = environment()
+    chosen = vary([parse_id(case) if case else Case()], completed(parse_axes(axis), env.machine))
     if len(chosen) > 1:
         raise UsageError(f"--axis {' '.join(axis)}: {len(chosen)} cases; expected one value an axis")
-    runner = Runner(environment(), Settings(load=tuple(load), time_limit_s=time_limit_s))
+    runner = Runner(env, Settings(load=tuple(load), time_limit_s=time_limit_s))
 
     def tell(one: Try) -> None:
         why = f": {one_line(one.outcome.reason)}" if one.outcome.reason else ""

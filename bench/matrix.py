@@ -212,13 +212,15 @@ def cases(
 ) -> tuple[Case, ...]:
     """The cases of a run: those `chosen`, or else the preset's, each at every combination of `axes`.
 
-    Plain numbers of devices are GPUs where torch can drive one, otherwise CPUs.
-
     Raises:
         CaseError: an unknown preset.
     """
-    axes = dict(axes or {})
-    if "devices" in axes:
-        kind = "gpu" if usable_gpus(machine) else "cpu"
-        axes["devices"] = [f"{count}{kind}" if str(count).isdigit() else count for count in axes["devices"]]
-    return vary(chosen or cases_of(preset)(machine), axes)
+    return vary(chosen or cases_of(preset)(machine), completed(axes or {}, machine))
+
+
+def completed(axes: Mapping[str, Sequence[str | int]], machine: Machine) -> Mapping[str, Sequence[str | int]]:
+    """The settings with their kind of devices: plain numbers are GPUs where torch can drive one, otherwise CPUs."""
+    if "devices" not in axes:
+        return axes
+    kind = "gpu" if usable_gpus(machine) else "cpu"
+    return {**axes, "devices": [f"{count}{kind}" if str(count).isdigit() else count for count in axes["devices"]]}

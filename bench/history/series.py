@@ -91,7 +91,8 @@ def series(runs: Iterable[Run], metric: str, *, repository: Path = ROOT) -> list
         env = run.header.environment
         return ages.get(env.commit, env.time), env.time
 
-    found: dict[tuple[str, str], list[tuple[dict[str, Any], Point | None]]] = {}
+    # By when the run began: a copy of its file is no further run.
+    found: dict[tuple[str, str], dict[datetime, tuple[dict[str, Any], Point | None]]] = {}
     for run in sorted(clean, key=age):
         env = run.header.environment
         conditions = _conditions(run, harness.get(env.commit, env.source_hash))
@@ -101,14 +102,14 @@ def series(runs: Iterable[Run], metric: str, *, repository: Path = ROOT) -> list
             told = {"run": run.path.stem, "commit": env.commit, "time": env.time, "ceiling": ceiling_of(run, record)}
             point = Point(**told, value=float(value)) if number else None  # type: ignore[arg-type]
             if number or record.status not in {"ok", "unsupported"}:
-                found.setdefault((slug(env.machine), record.case.id), []).append((conditions, point))
+                found.setdefault((slug(env.machine), record.case.id), {})[env.time] = (conditions, point)
     return [
         Series(
             machine=machine,
             case=case,
             metric=metric,
-            stretches=_stretches([(conditions, point) for conditions, point in points if point is not None]),
-            failed=sum(point is None for _, point in points),
+            stretches=_stretches([(conditions, point) for conditions, point in points.values() if point is not None]),
+            failed=sum(point is None for _, point in points.values()),
         )
         for (machine, case), points in found.items()
     ]

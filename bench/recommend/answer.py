@@ -8,6 +8,7 @@ import msgspec
 
 from bench.case import Case, parse_id
 from bench.machine import Machine, machine, slug, usable_gpus
+from bench.matrix import completed
 from bench.recommend.ahead import ahead
 from bench.recommend.decide import Decision, decide
 from bench.recommend.evidence import Question, questions, weigh
@@ -55,10 +56,13 @@ def answers(runs: Sequence[Run], limits: Limits, *, axes: Axes, weights: str | N
     here = machine()
     found = []
     for question, measured in questions(runs).items():
+        # As it is now, if it is the one that was measured: something may have been installed since.
+        there = here if slug(here) == question.machine else measured[-1][0].header.environment.machine
+        wanted = completed(axes, there)
         chosen = [
             (run, record)
             for run, record in measured
-            if all(getattr(record.case, name) in values for name, values in axes.items())
+            if all(getattr(record.case, name) in values for name, values in wanted.items())
         ]
         if not chosen or (weights is not None and question.weights != weights):
             continue
@@ -67,9 +71,8 @@ def answers(runs: Sequence[Run], limits: Limits, *, axes: Axes, weights: str | N
         left = ahead(
             question.asked,
             [record.case for _, record in chosen],
-            # As it is now, if it is the one that was measured: something may have been installed since.
-            here if slug(here) == question.machine else chosen[-1][0].header.environment.machine,
-            axes=axes,
+            there,
+            axes=wanted,
             best=best,
             larger=limits.objective == "throughput",
         )
@@ -107,8 +110,9 @@ def measure(
     here = machine()
     if foreign := [one.question.machine for one in found if one.question.machine != slug(here)]:
         raise ResultsError(f"the runs are of {foreign[0]}, and this machine is {slug(here)}: --measure adds to its own")
-    cases = [parse_id(text) for one in found for text in one.not_measured] or list(_fresh(here, axes, settings.weights))
-    if found and not any(one.not_measured for one in found):
+    lacking = [parse_id(text) for one in found for text in one.not_measured]
+    cases = lacking if found else list(_fresh(here, axes, settings.weights))
+    if not cases:
         return None
     session = Session(Options(chosen=tuple(cases), settings=settings, results=results))
     session.open(cases, console)
@@ -122,6 +126,7 @@ def measure(
 
 def _fresh(here: Machine, axes: Axes, weights: "Weights | None") -> Sequence[Case]:
     """All that could be measured where nothing is yet."""
+    axes = completed(axes, here)
     fixed = {name: values[0] for name, values in {**axes, **(weights.axes if weights else {})}.items()}
     asked = Case(**{"devices": "1gpu" if usable_gpus(here) else "1cpu", **fixed})  # type: ignore[arg-type]  # checked
     return ahead(asked, (), here, axes=axes).cases

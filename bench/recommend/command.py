@@ -76,8 +76,8 @@ def recommend(  # noqa: PLR0913, PLR0917 (an option each, as typer reads them)
     if not found:
         said = ", ".join(f"{name}={','.join(map(str, values))}" for name, values in axes.items())
         raise UsageError(
-            f"no record of {said}{' with these weights' if sha256 else ''} in "
-            f"{', '.join(map(str, runs)) or folder}: measure with `nox -s bench`, or add --measure"
+            f"no record of {said}{' with these weights' if sha256 else ''} in {', '.join(map(str, runs)) or folder}"
+            + (", and this machine supports none" if measure else ": measure with `nox -s bench`, or add --measure")
         )
     for one in found:
         if json:

@@ -147,6 +147,8 @@ def _weigh(case: Case, measured: Sequence[tuple[Run, Record]], percentile: int) 
     # Older sources are another program. A failure counts more than successes beside it: it happens.
     newest = measured[-1][0].header.environment.source_hash
     current = [(run, record) for run, record in measured if run.header.environment.source_hash == newest]
+    # A file that is named twice, or copied, is no second process.
+    current = list({run.header.environment.time: (run, record) for run, record in current}.values())
     records = tuple(record for _, record in current)
     if failed := [record for record in records if record.status != "ok"]:
         return Evidence(case=case, records=(failed[-1],), estimates={})

@@ -140,6 +140,8 @@ def test_a_case_that_cannot_run_at_all_is_told_so(bench: Bench) -> None:
     answer = bench.read("fit", "--axis", "devices=1gpu")
     assert answer.returncode == 3
     assert answer.stdout == "no batch fits: no CUDA device\n"
+    plain = bench.read("fit", "--axis", "devices=4000")  # the kind is left to the machine
+    assert plain.stdout.startswith("no batch fits: 4000 processes wanted"), plain.stderr
     assert bench.read("fit", "--axis", "width=1,2").returncode == 2
     assert "2 cases; expected one value an axis" in bench.read("fit", "--axis", "width=1,2").stderr
 

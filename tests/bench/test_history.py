@@ -98,6 +98,14 @@ def test_an_outlier_is_no_step(detect: Callable[[Sequence[float]], list[Step]]) 
     assert detect(list(values)) == []
 
 
+def test_a_run_whose_file_was_copied_is_one_run(make_run: Callable[..., Run]) -> None:
+    run = make_run(0, 10.0)
+    copies = [msgspec.structs.replace(run, path=Path(f"results/{name}/saved.jsonl")) for name in ("m", "backup")]
+    (one,) = series([run, *copies, make_run(1, 0.0, status="oom"), make_run(1, 0.0, status="oom")], "p50_ms")
+    assert [point.value for stretch in one.stretches for point in stretch.points] == [10.0]
+    assert one.failed == 1
+
+
 def test_a_level_of_two_runs_is_not_yet_a_step(detect: Callable[[Sequence[float]], list[Step]]) -> None:
     rng = np.random.default_rng(4)
     assert detect([*rng.normal(100, 1, 10), 120.0, 121.0]) == []

@@ -106,6 +106,13 @@ def test_overlapping_intervals_are_a_tie_and_apart_ones_are_not(evidence: Callab
     assert len(wide.ties) == 1
 
 
+def test_a_run_that_is_named_twice_or_copied_makes_nothing_surer(header: Header) -> None:
+    run = Run(path=Path("a.jsonl"), header=header, records=(record(case(), p50=10.0),))
+    copy = msgspec.structs.replace(run, path=Path("b.jsonl"))
+    (once,), (twice,) = (weigh(*questions(runs).values(), 50) for runs in ([run], [run, copy, run]))
+    assert twice == once
+
+
 def test_two_processes_know_better_than_one(header: Header) -> None:
     one, other = case(), case("compile")
     once = [[record(one, p50=10.0), record(other, p50=10.3)]]

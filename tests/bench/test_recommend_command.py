@@ -63,6 +63,20 @@ def test_what_is_missing_is_not_measured_here_for_another_machine(bench: Bench, 
     assert len(told.stderr.splitlines()) == 1
 
 
+def test_a_number_of_devices_may_leave_their_kind_to_the_machine(bench: Bench, saved: Path) -> None:
+    whole, plain = (bench.read("recommend", str(saved), "--axis", f"devices={one}") for one in ("1cpu", "1"))
+    assert (plain.returncode, plain.stdout) == (0, whole.stdout), plain.stderr
+
+
+def test_where_nothing_can_be_measured_no_run_is_begun(bench: Bench) -> None:
+    bench.variables["CUDA_VISIBLE_DEVICES"] = ""
+    told = bench.read("recommend", "--measure", "--axis", "devices=4000", "--results", str(bench.results))
+    assert (told.returncode, told.stdout) == (2, "")
+    assert "and this machine supports none" in told.stderr
+    assert len(told.stderr.splitlines()) == 1
+    assert bench.runs() == []
+
+
 def test_recommend_as_json_is_an_object_a_question(bench: Bench, saved: Path) -> None:
     (line,) = bench.read("recommend", str(saved), "--json").stdout.splitlines()
     found = json.loads(line)
