@@ -117,6 +117,8 @@ def settings_for(problem: Problem, capability: int, *_: object, **__: object) ->
     out_block = min(64, max(16, 1 << (problem.out_channels - 1).bit_length()))
     if capability == INTERPRETER:  # its time goes by programs: one, but a few where a picture has a few windows
         return _cut(16 if count(problem) <= 48 else 256, out_block, 4)  # noqa: PLR2004
+    if problem.out_channels % 16:  # each element has an address of its own: twice as many would spill
+        return _cut(16, 16, 4)
     return _cut(1024 // out_block, out_block, 4)
 
 

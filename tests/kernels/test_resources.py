@@ -107,6 +107,21 @@ def test_a_spill_would_be_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     assert inspect(compilation(without_tensor_cores, small), 80).tensor_core == 0
 
 
+@pytest.mark.parametrize(("target", "channels"), [("sm_80", 24), ("sm_120", 1)])
+def test_passes_over_channels_of_no_unet_do_not_spill(
+    target: str, channels: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    few = []
+    for kernel in (kernel for kernel in KERNELS if kernel.settings is passes.settings_for):
+        layer = dataclasses.replace(
+            kernel.layers[0], height=63, width=65, in_channels=channels, out_channels=channels, pool=True
+        )
+        few.append(dataclasses.replace(kernel, layers=(layer,), compiled=()))
+    assert len(few) == 3
+    monkeypatch.setattr(kernels, "KERNELS", tuple(few))
+    assert [row for row in resources.rows([target]) if row.spill_bytes] == []
+
+
 def test_what_is_read_together_is_what_each_uses_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     problems = [
