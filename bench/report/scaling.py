@@ -125,6 +125,8 @@ Predicted = list[tuple["Run", "Record", list["Prediction"]]]
 def _print_json(many: Many, predicted: Predicted, interconnect: "Interconnect | None") -> None:
     import msgspec
 
+    from bench.report.terminal import print_json
+
     rows: list[dict[str, Any]] = [
         {
             "kind": "measured",
@@ -141,8 +143,7 @@ def _print_json(many: Many, predicted: Predicted, interconnect: "Interconnect | 
         for run, record, ones in predicted
         for one in ones
     ]
-    for row in rows:
-        typer.echo(msgspec.json.encode(row).decode())
+    print_json(*rows)
 
 
 def _print(many: Many, predicted: Predicted, interconnect: "Interconnect | None") -> None:
