@@ -116,7 +116,7 @@ MACHINE = Machine(
 )
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def header() -> Header:
     environment = Environment(
         machine=MACHINE,
@@ -129,7 +129,7 @@ def header() -> Header:
     return Header(environment=environment, settings=Settings(), preset="quick")
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_record() -> Callable[..., Record]:
     def make(case: Case, status: str = "ok", reason: str = "", **figures: float | str | bool) -> Record:
         return msgspec.convert(
