@@ -11,7 +11,7 @@ import msgspec
 from bench import implementations
 from bench.case import Case, parse_axes, parse_id
 from bench.errors import UsageError
-from bench.matrix import cases_of
+from bench.matrix import PRESETS, cases_of
 from bench.meeting import Place, place
 from bench.results import RESULTS, Settings, explained, option_of
 from bench.weights import look
@@ -54,7 +54,7 @@ def add(parser: "pytest.Parser") -> None:
     """Declare them; `python -m bench list` takes those that choose cases too."""
     group = parser.getgroup("bench", "measuring the U-Net (pytest bench)")
     add = group.addoption
-    add("--preset", default="quick", metavar="NAME", help="which cases: smoke, quick (default), full, ci, h200")
+    add("--preset", default="quick", metavar="NAME", help=f"which cases: {', '.join(PRESETS)} (default quick)")
     add(
         "--axis",
         action="append",
