@@ -1,7 +1,5 @@
 """The commands that build something instead of reading records: they import torch, each when it is called."""
 
-import dataclasses
-import json as json_module
 import re
 import subprocess
 import sys
@@ -40,6 +38,7 @@ def model(  # noqa: PLR0913, PLR0917 (one argument for each option)
     """
     from bench.case import Case, value
     from bench.report.table import three_digits
+    from bench.report.terminal import print_json
     from bench.support import image_too_small
 
     given = {"size": size, "batch": batch, "upsampling": upsampling, "width": width, "depth": depth}
@@ -60,8 +59,7 @@ def model(  # noqa: PLR0913, PLR0917 (one argument for each option)
             return
         rows = summarize(network.eval(), image)
     if json:
-        for row in rows:
-            typer.echo(json_module.dumps(dataclasses.asdict(row)))
+        print_json(*rows)
         return
     cells = [
         (
@@ -91,13 +89,12 @@ def model(  # noqa: PLR0913, PLR0917 (one argument for each option)
 def _fused(network: "nn.Module", image: "Tensor", *, json: bool) -> None:
     import kernels
     from bench.report.table import three_digits
+    from bench.report.terminal import print_json
 
     eager, fused = (kernels.account_for(one, image) for one in (network, kernels.fuse(network)))
     peaks = {"eager_peak_mib": eager.peak_bytes / 2**20, "fused_peak_mib": fused.peak_bytes / 2**20}
     if json:
-        for call in fused.calls:
-            typer.echo(json_module.dumps(dataclasses.asdict(call)))
-        typer.echo(json_module.dumps({"kernels": len(fused.calls), "others": fused.others} | peaks))
+        print_json(*fused.calls, {"kernels": len(fused.calls), "others": fused.others} | peaks)
         return
     cells = [
         (
@@ -122,6 +119,7 @@ def resources(
     json: Json = False,  # noqa: FBT002
 ) -> None:
     """Compile every kernel with its shipped settings for GPUs that are not here, and print what it uses."""
+    from bench.report.terminal import print_json
     from kernels.resources import rows
 
     shown = sys.stderr.isatty()
@@ -134,8 +132,7 @@ def resources(
     except ValueError as error:
         raise UsageError(str(error)) from error
     if json:
-        for row in found:
-            typer.echo(json_module.dumps(dataclasses.asdict(row)))
+        print_json(*found)
         return
     headings = (
         "target",

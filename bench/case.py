@@ -180,10 +180,12 @@ class Case(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     def id(self) -> str:
         """The case's name, unique and free of spaces, slashes and quotes."""
         return "-".join(
-            axis.part.format(getattr(self, name))
-            for name, axis in AXES.items()
-            if not (axis.rare and getattr(self, name) == _DEFAULTS[name])
+            axis.part.format(getattr(self, name)) for name, axis in AXES.items() if not axis.rare or self.changed(name)
         )
+
+    def changed(self, axis: str) -> bool:
+        """Whether an axis is not at its default."""
+        return bool(getattr(self, axis) != _DEFAULTS[axis])
 
     @property
     def height(self) -> int:

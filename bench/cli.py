@@ -6,6 +6,7 @@ import signal
 import sys
 from typing import Annotated
 
+import msgspec
 import typer
 
 from bench import builders, drivers
@@ -51,7 +52,7 @@ def list_(
     from bench import implementations, matrix
     from bench.case import AXES, allowed, parse_axes
     from bench.machine import machine
-    from bench.report.terminal import console, print_table
+    from bench.report.terminal import console, print_json, print_table
     from bench.support import unsupported
 
     implementations.load(load)
@@ -63,11 +64,8 @@ def list_(
     cases = matrix.cases(here, preset=preset, axes=parse_axes(axis))
     reasons = [unsupported(case, here) for case in cases]
     if json:
-        import msgspec
-
         for case, reason in zip(cases, reasons, strict=True):
-            row = {"id": case.id, **msgspec.to_builtins(case), "unsupported": reason}
-            typer.echo(msgspec.json.encode(row).decode())
+            print_json({"id": case.id, **msgspec.structs.asdict(case), "unsupported": reason})
         return
     rows = [
         (case.id, f"unsupported: {reason}" if reason else "runs") for case, reason in zip(cases, reasons, strict=True)

@@ -31,7 +31,7 @@ def doctor(
     from bench import noise
     from bench.doctor import findings
     from bench.environment import environment
-    from bench.report.terminal import console, print_table
+    from bench.report.terminal import console, print_json, print_table
     from bench.runner import Runner
 
     env = environment()
@@ -53,8 +53,7 @@ def doctor(
         tell("\n")
         found.append(noise.about(measured))
     if json:
-        told = {"findings": found, "noise": measured}
-        typer.echo(msgspec.json.encode(told).decode())
+        print_json({"findings": found, "noise": measured})
     else:
         rows = [(one.level, f"{one.what}\n→ {one.advice}" if one.advice else one.what) for one in found]
         print_table(console(), ("", "this machine"), rows, labels=2, grouped=False)
@@ -121,6 +120,7 @@ def fit(
     from bench.largest import Try, largest
     from bench.matrix import completed
     from bench.report.table import one_line
+    from bench.report.terminal import print_json
     from bench.results import Settings
     from bench.runner import Runner
 
@@ -141,7 +141,7 @@ def fit(
 
     found = largest(chosen[0], find_max, lambda one: runner.fits(one, memory_mib, progress), tell)
     if json:
-        typer.echo(msgspec.json.encode({**found._asdict(), "tries": [one._asdict() for one in found.tries]}).decode())
+        print_json({**found._asdict(), "tries": [one._asdict() for one in found.tries]})
     elif found.number:
         end = "the next one runs out of memory" if found.bounded else f"not known to be the limit: {found.why}"
         typer.echo(f"largest {find_max}: {found.number} ({end})")

@@ -70,25 +70,31 @@ def git_state(root: Path = ROOT) -> tuple[str, bool | Literal["unknown"]]:
         root: Top of the checkout. A folder further down, as of an installed package in someone's environment, is not
             ours to speak about: "unknown".
     """
-    head = (_git(root, "rev-parse", "--show-toplevel", "HEAD") or "").splitlines()
+    head = (git(root, "rev-parse", "--show-toplevel", "HEAD") or "").splitlines()
     if len(head) != 2 or Path(head[0]).resolve() != root.resolve():  # noqa: PLR2004 (one line for each of the two asked)
         return "unknown", "unknown"
-    changes = _git(root, "status", "--porcelain", "--", *SOURCES, "pyproject.toml")
+    changes = git(root, "status", "--porcelain", "--", *SOURCES, "pyproject.toml")
     return head[1], "unknown" if changes is None else bool(changes)
 
 
-def _git(root: Path, *arguments: str) -> str | None:
-    """Run git; None where it is absent or fails."""
-    # A hook is run with these set to its own repository, which need not be the one at `root`.
-    others = ("GIT_DIR", "GIT_WORK_TREE", "GIT_COMMON_DIR", "GIT_INDEX_FILE", "GIT_OBJECT_DIRECTORY", "GIT_PREFIX")
-    variables = {name: value for name, value in os.environ.items() if name not in others}
-    variables["GIT_OPTIONAL_LOCKS"] = "0"  # a look must not get in the way of someone's commit
+def git(root: Path, *arguments: str, text: str = "") -> str | None:
+    """Ask git, with `text` on its standard input; None where it is absent or fails."""
     command = ["git", "-C", str(root), *arguments]
+    # A look must not get in the way of someone's commit.
+    variables = {**git_variables(), "GIT_OPTIONAL_LOCKS": "0"}
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True, env=variables)  # noqa: S603
+        done = subprocess.run(  # noqa: S603 (git, no shell)
+            command, input=text, capture_output=True, text=True, timeout=30, check=True, env=variables
+        )
     except (OSError, subprocess.SubprocessError):
         return None
     return done.stdout
+
+
+def git_variables() -> dict[str, str]:
+    """The environment in which git goes by its `-C`: a hook is run with others, which name its own repository."""
+    others = {"GIT_DIR", "GIT_WORK_TREE", "GIT_COMMON_DIR", "GIT_INDEX_FILE", "GIT_OBJECT_DIRECTORY", "GIT_PREFIX"}
+    return {name: value for name, value in os.environ.items() if name not in others}
 
 
 def source_hash(root: Path = ROOT) -> str:

@@ -13,7 +13,7 @@ import time
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import msgspec
 
@@ -25,7 +25,6 @@ from bench.machine import assigned, usable_cores
 if TYPE_CHECKING:
     from torch import Tensor
 
-DEEPEST = 6
 UNUSED_DAYS = 30
 INGREDIENTS = ("bench/fitting.py", "bench/loss.py", "bench/picture.py", "unet/blocks.py", "unet/model.py")
 
@@ -41,28 +40,15 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True):
         upsampling: As in the case.
         width: Channels of the first level.
         depth: How often the resolution is halved, 1 to 6.
-        steps: Optimizer steps, at least 2.
+        steps: Optimizer steps, at least one for each half of the fit.
         seed: Of the first weights and of the crops.
-
-    Raises:
-        ValueError: A number is out of its range.
     """
 
     upsampling: Literal["bilinear", "transposed"]
-    width: int = 64
-    depth: int = 4
-    steps: int = 100
+    width: Annotated[int, msgspec.Meta(ge=1)] = 64
+    depth: Annotated[int, msgspec.Meta(ge=1, le=6)] = 4
+    steps: Annotated[int, msgspec.Meta(ge=2)] = 100
     seed: int = 0
-
-    def __post_init__(self) -> None:
-        """Check the numbers."""
-        if self.upsampling not in {"bilinear", "transposed"}:
-            raise ValueError(f"upsampling {self.upsampling!r} cannot be fitted: bilinear or transposed")
-        if self.width < 1 or not 1 <= self.depth <= DEEPEST or self.steps < 2:  # noqa: PLR2004 (one for each half)
-            raise ValueError(
-                f"width {self.width}, depth {self.depth}, {self.steps} steps cannot be fitted: "
-                f"width from 1, depth 1 to {DEEPEST}, steps from 2"
-            )
 
 
 def cache_folder() -> Path:

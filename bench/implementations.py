@@ -80,7 +80,8 @@ def implementation(
     return register
 
 
-def _cxx(_: Case, machine: Machine) -> str | None:
+def cxx(_: Case, machine: Machine) -> str | None:
+    """A need: the C++ compiler that torch.compile takes for a CPU."""
     return machine.cxx_missing
 
 
@@ -128,7 +129,7 @@ def eager_graph(model: nn.Module, _: Case) -> Callable[..., Any]:
     return Recorded(model)
 
 
-@implementation("compile", _cxx, compiles=True)
+@implementation("compile", cxx, compiles=True)
 def compile_(model: nn.Module, _: Case) -> Callable[..., Any]:
     """`torch.compile` with its defaults (Inductor)."""
     import torch
@@ -190,13 +191,13 @@ def _convolutions_with_relu(network: GraphModule) -> GraphModule:
     return network
 
 
-@implementation("compile_reduce_overhead", _graphable, _cxx, compiles=True)
+@implementation("compile_reduce_overhead", _graphable, cxx, compiles=True)
 def compile_reduce_overhead(model: nn.Module, _: Case) -> Callable[..., Any]:
     """`torch.compile(mode="reduce-overhead")`: Inductor's kernels, replayed from CUDA graphs."""
     return _step_by_step(model, "reduce-overhead")
 
 
-@implementation("compile_max_autotune", _cxx, compiles=True)
+@implementation("compile_max_autotune", cxx, compiles=True)
 def compile_max_autotune(model: nn.Module, _: Case) -> Callable[..., Any]:
     """`torch.compile(mode="max-autotune")`: candidates of each kernel are timed; on a GPU in CUDA graphs as well."""
     return _step_by_step(model, "max-autotune")
@@ -215,7 +216,7 @@ def _step_by_step(model: nn.Module, mode: str) -> Callable[..., Any]:
     return call
 
 
-@implementation("compile_freezing", _cxx, _constant_weights, compiles=True)
+@implementation("compile_freezing", cxx, _constant_weights, compiles=True)
 def compile_freezing(model: nn.Module, _: Case) -> Callable[..., Any]:
     """`torch.compile` with the weights as constants: BatchNorm folded in, weights packed for their kernels."""
     import torch

@@ -11,28 +11,17 @@ import msgspec
 from bench import implementations
 from bench.case import Case, parse_axes, parse_id
 from bench.errors import UsageError
-from bench.matrix import cases_of
+from bench.matrix import PRESETS, cases_of
 from bench.meeting import Place, place
-from bench.results import RESULTS, Settings, option_of
+from bench.results import RESULTS, Settings, explained, option_of
 from bench.weights import look
 
 if TYPE_CHECKING:
     import pytest
 
-SECONDS = {
-    "measure_s": "seconds of timed steps a case",
-    "warmup_s": "seconds of untimed steps before, at least",
-    "warmup_extra_s": "seconds more of them, at most, until they are steady",
-    "sustained_s": "seconds of timed steps of a sustained case, at least",
-    "energy_s": "seconds of steps whose energy is read on a GPU, at least 5",
-    "time_limit_s": "longest a case may take",
-    "rank_timeout_s": "longest one rank of a case waits for another within a step",
-    "join_timeout_s": "longest it waits for ranks, and a node for nodes, that have not come yet",
-}
-SWITCHES = {
-    "cold_start": "also start each case anew with a full compiler cache, and try a second size",
-    "stages": "also time the network's blocks one by one (eager inference)",
-}
+_USUAL = {name: getattr(Settings(), name) for name in Settings.__struct_fields__}
+SECONDS = {name: usual for name, usual in _USUAL.items() if isinstance(usual, float)}
+SWITCHES = [name for name, usual in _USUAL.items() if isinstance(usual, bool)]
 
 
 class Options(msgspec.Struct, frozen=True, kw_only=True):
@@ -65,7 +54,7 @@ def add(parser: "pytest.Parser") -> None:
     """Declare them; `python -m bench list` takes those that choose cases too."""
     group = parser.getgroup("bench", "measuring the U-Net (pytest bench)")
     add = group.addoption
-    add("--preset", default="quick", metavar="NAME", help="which cases: smoke, quick (default), full, ci, h200")
+    add("--preset", default="quick", metavar="NAME", help=f"which cases: {', '.join(PRESETS)} (default quick)")
     add(
         "--axis",
         action="append",
@@ -98,11 +87,11 @@ def add(parser: "pytest.Parser") -> None:
     add("--ceilings", action="store_true", help="first measure the device's best matrix product and copy, for MFU")
     add("--resume", action="store_true", help="continue the newest run: what it measured is kept")
     add("--results", default=None, metavar="DIR", help="folder of results (default: results/)")
-    for name, meaning in SECONDS.items():
-        default = getattr(Settings(), name)
-        add(option_of(name), default=str(default), metavar="S", help=f"{meaning} (default {default:g})")
-    for name, meaning in SWITCHES.items():
-        add(option_of(name), action="store_true", help=meaning)
+    meaning = {name: text.removesuffix(".") for name, text in explained(Settings).items()}
+    for name, usual in SECONDS.items():
+        add(option_of(name), default=str(usual), metavar="S", help=f"{meaning[name]} (default {usual:g})")
+    for name in SWITCHES:
+        add(option_of(name), action="store_true", help=meaning[name])
     add("--weights", default=None, metavar="FILE", help="measure the U-Net of this checkpoint, not a fitted one")
     add("--load", action="append", default=[], metavar="MODULE", help="a module that registers more implementations")
 

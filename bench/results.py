@@ -5,6 +5,8 @@ is explained in `results/README.md`.
 """
 
 import contextlib
+import inspect
+import re
 from collections.abc import Iterable, Iterator
 from datetime import datetime
 from pathlib import Path
@@ -63,6 +65,13 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     stages: bool = False
     load: tuple[str, ...] = ()
     weights: Weights | None = None
+
+
+def explained(struct: type[msgspec.Struct]) -> dict[str, str]:
+    """Field → what it means, by the docstring: `name: what it means` under `Args:` or `Attributes:`, lines joined."""
+    section = re.search(r"^(?:Args|Attributes):\n((?:(?: .*)?\n?)*)", inspect.getdoc(struct) or "", flags=re.MULTILINE)
+    found = re.finditer(r"^    (\w+): ((?:.|\n {8})*)", section[1] if section else "", flags=re.MULTILINE)
+    return {match[1]: " ".join(match[2].split()) for match in found}
 
 
 def option_of(setting: str) -> str:

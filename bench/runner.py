@@ -4,11 +4,12 @@ The parent imports no torch, sleeps while a process measures, and leaves nothing
 measure together each runs its part of a case, and all come to the same record.
 """
 
+import contextlib
 import shlex
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -100,8 +101,7 @@ class Runner:
         recipe = fitted.Recipe(upsampling=case.upsampling, width=case.width, depth=case.depth)
         if fitted.cached(recipe):
             return None
-        with _folder() as name:
-            folder = Path(name)
+        with _folder() as folder:
             (folder / "recipe.json").write_bytes(msgspec.json.encode(recipe))
             command = [sys.executable, "-m", "bench.fitted", str(folder / "recipe.json")]
 
@@ -139,8 +139,7 @@ class Runner:
         Raises:
             UsageError: it could not be measured.
         """
-        with _folder() as name:
-            folder = Path(name)
+        with _folder() as folder:
             (folder / "request.json").write_bytes(msgspec.json.encode(request))
             command = [sys.executable, "-m", "bench.ceilings", str(folder)]
             code, timed_out = supervise(command, folder, self.settings.time_limit_s, progress)
@@ -156,13 +155,11 @@ class Runner:
             return Outcome(status="unsupported", reason=why)
         if (failed := self._fit(case, progress)) is not None:
             return failed
-        with _folder() as name:
-            folder = Path(name)
+        with _folder() as folder:
             return self._ask(folder, self._request(case, memory_mib, only_begin=True), progress)
 
     def _measure(self, case: Case, progress: Progress) -> Outcome:
-        with _folder() as name:
-            folder = Path(name)
+        with _folder() as folder:
             outcome = self._ask(folder, self._request(case), progress)
             if not self.settings.cold_start or outcome.status not in {"ok", "inaccurate"}:
                 return outcome
@@ -214,8 +211,10 @@ class Runner:
         return "torchrun" if self.peers.place.count == 1 else f"torchrun of {self.peers.title}"
 
 
-def _folder() -> tempfile.TemporaryDirectory[str]:
-    return tempfile.TemporaryDirectory(prefix="unet-bench-", ignore_cleanup_errors=True)
+@contextlib.contextmanager
+def _folder() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="unet-bench-", ignore_cleanup_errors=True) as name:
+        yield Path(name)
 
 
 def repeat_command(case: Case, settings: Settings, nodes: int = 1) -> str:

@@ -154,8 +154,6 @@ class Session:
             ResultsError: the record cannot be written.
             KeyboardInterrupt: Ctrl-C or SIGTERM; this case is lost, the others are not.
         """
-        if not self._ahead:
-            raise RuntimeError("Session.open comes first")
         total = len(self._ahead)
         kept = self._kept.get(case)
         number = self._ahead.index(case) + 1

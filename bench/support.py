@@ -102,9 +102,14 @@ def _strategy(case: Case, _: Machine) -> str | None:  # noqa: PLR0911 (one line 
     return None
 
 
+def smallest_side(case: Case) -> int:
+    """Fewest pixels a side that the network of a case can halve so often, and that a picture is cut to."""
+    return max(SMALLEST, 1 << case.depth)
+
+
 def image_too_small(case: Case) -> str | None:
     """Why the network cannot take images of the case's size, or None if it can."""
-    smallest = max(SMALLEST, 2**case.depth)
+    smallest = smallest_side(case)
     if min(case.height, case.breadth) < smallest:
         return f"an image of {case.size} is too small for {case.depth} halvings: {smallest} pixels a side at least"
     return None

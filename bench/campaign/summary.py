@@ -3,7 +3,7 @@
 import json
 import tarfile
 import xml.etree.ElementTree as ET
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from bench import results
 from bench.campaign.conductor import last
 from bench.campaign.steps import Step
 from bench.environment import Environment
-from bench.report.table import DASH, markdown, one_line, three_digits
+from bench.report.table import DASH, markdown, markdown_rows, one_line, three_digits
 
 # Two folders down and no further: below are the compilers' caches.
 PACKED = ("*.md", "*.json", "*/log*", "*/*.json", "*/*.xml", "*/*/*.json*")
@@ -27,7 +27,7 @@ def write(folder: Path, steps: Sequence[Step], environment: Environment, missing
     where = f"torch {machine.torch_version}, triton {machine.triton_version}, Python {machine.python}"
     parts = [f"# Campaign on {device}", f"{where} · commit {environment.commit[:7]}"]
     parts += [f"missing packages: {', '.join(missing)}"] if missing else []
-    parts += ["\n".join(_table(("step", "what", "status", "s"), _steps(folder, steps)))]
+    parts += [_table(("step", "what", "status", "s"), _steps(folder, steps))]
     for title, found in (
         ("Tests", _tests(folder)),
         ("Ceilings", _ceilings(folder)),
@@ -55,9 +55,8 @@ def pack(folder: Path) -> Path:
     return packed
 
 
-def _table(headings: Sequence[str], rows: Iterator[Sequence[str]]) -> Iterator[str]:
-    for row in (headings, ["---"] * len(headings), *rows):
-        yield f"| {' | '.join(cell.replace('|', '/') for cell in row)} |"
+def _table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    return markdown_rows(headings, [[cell.replace("|", "/") for cell in row] for row in rows], len(headings))
 
 
 def _steps(folder: Path, steps: Sequence[Step]) -> Iterator[Sequence[str]]:
@@ -88,14 +87,14 @@ def _ceilings(folder: Path) -> Iterator[str]:
     if file.exists():
         rows = json.loads(file.read_bytes())
         cells = ([row["precision"], *(three_digits(row[name]) for name in ("tflop_per_s", "gb_per_s"))] for row in rows)
-        yield from _table(("precision", "product TFLOP/s", "copy GB/s"), cells)
+        yield _table(("precision", "product TFLOP/s", "copy GB/s"), cells)
 
 
 def _tuned(folder: Path) -> Iterator[str]:
     for file in sorted((folder / "tune").glob("nvidia*.json")):
         yield f"`{file.name}`\n"
         headings = ("kernel", "problem", "settings", "ms", "shipped ms", "shipped / tuned", "tried", "failed")
-        yield from _table(headings, map(_setting, json.loads(file.read_bytes())["rows"]))
+        yield _table(headings, map(_setting, json.loads(file.read_bytes())["rows"]))
 
 
 def _setting(row: dict[str, Any]) -> Sequence[str]:

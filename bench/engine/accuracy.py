@@ -88,8 +88,8 @@ def _inference(subject: Subject) -> Found:
         reference = subject.forward(subject.eager("fp32"), "fp32", "whole")
     at_precision = _at_precision(subject, outputs, reference, lambda: subject.forward(subject.eager()))
     found = Found(
-        rel_l2=_rel_l2(outputs, reference),
-        rel_l2_limit=_limit(subject, _rel_l2(at_precision, reference)),
+        rel_l2=rel_l2(outputs, reference),
+        rel_l2_limit=_limit(subject, rel_l2(at_precision, reference)),
         max_abs=_max_abs(outputs, reference),
     )
     if subject.case.task == "layer":  # features are no classes
@@ -182,7 +182,7 @@ def _limit(subject: Subject, eager: float) -> float:
     return max(MARGIN[subject.case.task] * eager, FLOOR[subject.case.task])
 
 
-def _rel_l2(tensors: Sequence[Tensor], reference: Sequence[Tensor]) -> float:
+def rel_l2(tensors: Sequence[Tensor], reference: Sequence[Tensor]) -> float:
     """Over all tensors together, summed in fp64."""
     apart = sum(float((a.double() - b.double()).square().sum()) for a, b in zip(tensors, reference, strict=True))
     size = sum(float(b.double().square().sum()) for b in reference)
@@ -193,5 +193,5 @@ def _rel_l2(tensors: Sequence[Tensor], reference: Sequence[Tensor]) -> float:
 
 def _each_rel_l2(tensors: Sequence[Tensor], reference: Sequence[Tensor]) -> float:
     """Root mean square of the relative L2 of each tensor: a small layer counts as much as the one with the largest."""
-    apart = [_rel_l2([a], [b]) ** 2 for a, b in zip(tensors, reference, strict=True)]
+    apart = [rel_l2([a], [b]) ** 2 for a, b in zip(tensors, reference, strict=True)]
     return float((sum(apart) / len(apart)) ** 0.5)

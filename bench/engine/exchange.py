@@ -8,9 +8,10 @@ from statistics import mean, median
 from typing import ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from bench.engine.metric import Found, Metric
+from bench.gpus import MIB
 from bench.results import Settings
 from bench.strategies import unexchanged
 from bench.subject import Subject
@@ -18,7 +19,6 @@ from bench.subject import Subject
 # Of what is measured in turns; where a step takes seconds, fewer, but always enough for a median.
 ROUNDS = 6
 FEWEST = 3
-MIB = 2**20
 
 
 class Exchange(Metric):
@@ -47,7 +47,7 @@ class Exchange(Metric):
 
     def measure(self, subject: Subject, settings: Settings) -> Found:
         """Check first that the ranks have stayed together; then let them go apart, and bring them together again."""
-        found = _training(subject, settings) if subject.network is not None else Found()
+        found = _training(subject, subject.network, settings) if subject.network is not None else Found()
         # Statistics that ranks take together let none of them step alone.
         if subject.group.size > 1 and subject.case.batchnorm == "local":
             found |= _shares(subject, settings)
@@ -60,10 +60,7 @@ def _rounds(round_s: float, settings: Settings) -> int:
     return max(FEWEST, min(ROUNDS, int(settings.measure_s / round_s)))
 
 
-def _training(subject: Subject, settings: Settings) -> Found:
-    network = subject.network
-    if network is None:
-        return Found()
+def _training(subject: Subject, network: nn.Module, settings: Settings) -> Found:
     backward = [_backward_ms(subject)]
     backward += [_backward_ms(subject) for _ in range(1, _rounds(backward[0] / 1000, settings))]
     gradients = [parameter.grad for parameter in network.parameters() if parameter.grad is not None]

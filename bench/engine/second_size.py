@@ -6,9 +6,9 @@ from typing import ClassVar
 from bench.engine.compiled import graphs
 from bench.engine.metric import Found, Metric
 from bench.implementations import IMPLEMENTATIONS
-from bench.picture import SMALLEST
 from bench.results import Settings
 from bench.subject import Subject
+from bench.support import smallest_side
 
 
 class SecondSize(Metric):
@@ -26,8 +26,8 @@ class SecondSize(Metric):
     def measure(self, subject: Subject, settings: Settings) -> Found:
         """Take one step with narrower images."""
         case, implementation = subject.case, IMPLEMENTATIONS[subject.case.implementation]
-        smallest = max(SMALLEST, 2**case.depth)
-        if not settings.cold_start or implementation.one_size or case.task == "layer" or case.breadth <= smallest:
+        too_small = case.breadth <= smallest_side(case)
+        if not settings.cold_start or implementation.one_size or case.task == "layer" or too_small:
             return Found()
         before = graphs() if implementation.compiles else 0
         narrow = subject.narrower()

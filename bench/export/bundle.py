@@ -15,7 +15,7 @@ import msgspec
 import numpy as np
 import torch
 
-from bench.engine.accuracy import FLOOR, MARGIN
+from bench.engine.accuracy import FLOOR, MARGIN, rel_l2
 from bench.environment import ROOT, environment
 from bench.errors import UsageError
 from bench.export.manifest import MANIFEST, Input, Manifest
@@ -148,12 +148,12 @@ def _fill(
     (folder / SERVE).write_text(text(case.implementation), encoding="utf-8")
     manifest.write(folder)
     tell(f"running {SERVE} in a process of its own")
-    rel_l2 = _served(folder, subject)
-    if not rel_l2 <= manifest.tolerance:
+    apart = _served(folder, subject)
+    if not apart <= manifest.tolerance:
         raise UsageError(
-            f"{SERVE} gives logits that are {rel_l2:.3g} off fp32 eager's, and {manifest.tolerance:.3g} is allowed"
+            f"{SERVE} gives logits that are {apart:.3g} off fp32 eager's, and {manifest.tolerance:.3g} is allowed"
         )
-    manifest = msgspec.structs.replace(manifest, rel_l2=rel_l2)
+    manifest = msgspec.structs.replace(manifest, rel_l2=apart)
     manifest.write(folder)
     return manifest
 
@@ -187,17 +187,13 @@ def _versions(case: Case) -> dict[str, str]:
 
 def _tolerance(subject: Subject) -> float:
     """As for a measured case: 1.5 times what eager shows at the case's precision, with a floor."""
-    at_precision = _rel_l2(subject.forward(subject.call)[0], _reference(subject))
+    at_precision = rel_l2([subject.forward(subject.call)[0]], [_reference(subject)])
     return max(MARGIN["infer"] * at_precision, FLOOR["infer"])
 
 
 def _reference(subject: Subject) -> torch.Tensor:
     with full_precision():
         return subject.forward(subject.eager("fp32"), "fp32")[0]
-
-
-def _rel_l2(found: torch.Tensor, reference: torch.Tensor) -> float:
-    return float((found.double() - reference.double()).norm() / reference.double().norm())
 
 
 def _served(folder: Path, subject: Subject) -> float:
@@ -220,7 +216,7 @@ def _served(folder: Path, subject: Subject) -> float:
         if done.returncode != 0:
             said = [line for line in done.stderr.splitlines() if line.strip()]
             raise UsageError(f"{SERVE} failed: {said[-1] if said else f'status {done.returncode}'}")
-        return _rel_l2(torch.from_numpy(np.load(logits)), _reference(subject).cpu())
+        return rel_l2([torch.from_numpy(np.load(logits))], [_reference(subject).cpu()])
     finally:
         for file in (image, logits):
             file.unlink(missing_ok=True)

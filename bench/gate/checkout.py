@@ -8,7 +8,7 @@ from pathlib import Path
 
 import msgspec
 
-from bench.environment import git_state
+from bench.environment import git_state, git_variables
 from bench.errors import UsageError
 
 
@@ -63,7 +63,9 @@ def checked_out(repository: Path, ref: str | None) -> Iterator[Side]:
 def _git(repository: Path, *arguments: str, check: bool = False) -> str:
     command = ["git", "-C", str(repository), *arguments]
     try:
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)  # noqa: S603 (git, no shell)
+        process = subprocess.Popen(  # noqa: S603 (git, no shell)
+            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=git_variables()
+        )
     except FileNotFoundError:
         raise UsageError("the gate compares commits, and there is no git here: install it") from None
     with process:

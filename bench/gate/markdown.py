@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterator, Sequence
 
 from bench.gate.report import TIME, Report, Row
-from bench.report.table import DASH, one_line, three_digits
+from bench.report.table import DASH, markdown_rows, one_line, three_digits
 
 WORST = 5
 SIGNS = {"pass": "✅", "fail": "❌", "undecided": "⚠️", "not comparable": "⚠️"}
@@ -92,15 +92,15 @@ def _badness(row: Row) -> float:
 
 
 def _table(rows: Sequence[Row]) -> str:
-    lines = ["| verdict | row | metric | change | base | head | trials |", "|:--|:--|:--|--:|--:|--:|--:|"]
-    for row in rows:
-        trials = str(row.estimate.trials) if row.estimate else DASH
-        reason = f"<br>{_cell(row.reason)}" if row.reason else ""
-        lines.append(
-            f"| {verdict_of(row)} | `{_cell(row.name)}`{reason} | {row.metric} | {change_of(row)} "
-            f"| {three_digits(row.base)} | {three_digits(row.head)} | {trials} |"
+    cells = [
+        (
+            *(verdict_of(row), f"`{_cell(row.name)}`" + (f"<br>{_cell(row.reason)}" if row.reason else "")),
+            *(row.metric, change_of(row), three_digits(row.base), three_digits(row.head)),
+            str(row.estimate.trials) if row.estimate else DASH,
         )
-    return "\n".join(lines)
+        for row in rows
+    ]
+    return markdown_rows(("verdict", "row", "metric", "change", "base", "head", "trials"), cells, 3).rstrip()
 
 
 def _cell(text: str) -> str:

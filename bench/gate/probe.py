@@ -15,8 +15,8 @@ from bench.gate.protocol import Answer, Ask
 from bench.gate.sides import Local
 from bench.gate.trial import SideError
 from bench.gate.versions import Version
+from bench.gpus import MIB
 
-MIB = 2**20
 FIGURES: Mapping[str, str] = {
     "live_mib": "most memory that the allocator held for a step at any moment beyond what it held before, MiB",
     "saved_mib": "memory of the tensors that the forward pass keeps for the backward pass, MiB (train)",

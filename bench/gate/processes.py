@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -80,12 +81,8 @@ def cases(side: Side, preset: str, load: Sequence[str]) -> Mapping[str, str | No
     Raises:
         LookupError: it cannot tell; the text says why.
     """
-    command = ["-m", "bench", "list", "--json", "--preset", preset, *(w for module in load for w in ("--load", module))]
-    done = in_checkout(side, command)
-    if done.returncode:
-        raise LookupError((done.stderr.strip().splitlines() or ["it says nothing"])[-1])
-    rows = [json.loads(line) for line in done.stdout.splitlines()]
-    return {row["id"]: row["unsupported"] for row in rows}
+    loads = [word for module in load for word in ("--load", module)]
+    return {row["id"]: row["unsupported"] for row in _told(side, "list", "--preset", preset, *loads)}
 
 
 def resources(side: Side, targets: Sequence[str]) -> list[Layer]:
@@ -94,7 +91,12 @@ def resources(side: Side, targets: Sequence[str]) -> list[Layer]:
     Raises:
         LookupError: it cannot tell; the text says why.
     """
-    done = in_checkout(side, ["-m", "bench", "resources", "--json", "--target", ",".join(targets)])
+    return _told(side, "resources", "--target", ",".join(targets))
+
+
+def _told(side: Side, command: str, *options: str) -> list[Any]:
+    """What a command of a checkout tells, an object a line."""
+    done = in_checkout(side, ["-m", "bench", command, "--json", *options])
     if done.returncode:
         raise LookupError((done.stderr.strip().splitlines() or ["it says nothing"])[-1])
     return [json.loads(line) for line in done.stdout.splitlines()]

@@ -4,7 +4,6 @@ Runs of unlike machines, drivers, versions or harnesses are never joined: a seri
 kind, and each stretch says what changed before it.
 """
 
-import subprocess
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any
 import msgspec
 
 from bench.derive import ceiling_of
-from bench.environment import ROOT
+from bench.environment import ROOT, git
 from bench.machine import slug
 from bench.readings import Ceiling
 from bench.results import Run
@@ -153,7 +152,7 @@ def _difference(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
 
 def _ages(repository: Path) -> Mapping[str, datetime]:
     """Commit → when it was committed."""
-    lines = _git(repository, "log", "--all", "--format=%H %ct").splitlines()
+    lines = (git(repository, "log", "--all", "--format=%H %ct") or "").splitlines()
     pairs = (line.split() for line in lines)
     return {commit: datetime.fromtimestamp(int(seconds), UTC) for commit, seconds in pairs}
 
@@ -162,7 +161,7 @@ def _harness(repository: Path, commits: Iterable[str]) -> Mapping[str, str]:
     """Commit → the names that git has for what measured it."""
     known = list(dict.fromkeys(commit for commit in commits if commit != "unknown"))
     asked = "".join(f"{commit}:{path}\n" for commit in known for path in HARNESS)
-    lines = _git(repository, "cat-file", "--batch-check=%(objectname)", text=asked).splitlines()
+    lines = (git(repository, "cat-file", "--batch-check=%(objectname)", text=asked) or "").splitlines()
     if len(lines) != len(known) * len(HARNESS):
         return {}
     found = {}
@@ -171,11 +170,3 @@ def _harness(repository: Path, commits: Iterable[str]) -> Mapping[str, str]:
         if not all(line.endswith("missing") for line in mine):  # a commit that this repository does not have
             found[commit] = " ".join(line.partition(" ")[0] if " " not in line else "-" for line in mine)
     return found
-
-
-def _git(repository: Path, *arguments: str, text: str = "") -> str:
-    command = ["git", "-C", str(repository), *arguments]
-    try:
-        return subprocess.run(command, input=text, capture_output=True, text=True, check=False).stdout  # noqa: S603 (git)
-    except OSError:
-        return ""

@@ -48,7 +48,7 @@ def recommend(  # noqa: PLR0913, PLR0917 (an option each, as typer reads them)
     from bench.case import parse_axes
     from bench.options import seconds
     from bench.recommend import answer, say
-    from bench.report.terminal import console
+    from bench.report.terminal import console, print_json
     from bench.weights import digest, look
 
     limits = _limits(
@@ -81,7 +81,7 @@ def recommend(  # noqa: PLR0913, PLR0917 (an option each, as typer reads them)
         )
     for one in found:
         if json:
-            typer.echo(msgspec.json.encode(one).decode())
+            print_json(one)
         else:
             say.say(one, console())
     raise typer.Exit(0 if all(one.decision.winner is not None for one in found) else NOTHING_FITS)

@@ -1,6 +1,7 @@
 """What runs say about one case, as far as a decision may use it: estimates, intervals, and what speaks against them."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from statistics import median
 from typing import Literal
 
 import msgspec
@@ -99,7 +100,7 @@ class Evidence(msgspec.Struct, frozen=True, kw_only=True):
     def figure(self, name: str) -> float | None:
         """A figure's median over the processes, or None where one has none."""
         found = [number for record in self.records if isinstance(number := record.figures.get(name), int | float)]
-        return _median(found) if len(found) == len(self.records) else None
+        return median(found) if len(found) == len(self.records) else None
 
     @property
     def start_ms(self) -> float | None:
@@ -198,7 +199,7 @@ def _timed(records: Sequence[Record], name: str) -> Interval | None:
         return None
     lows, highs = (_ends(records, name, end, values) for end in ("low", "high"))
     alone = SCATTER if len(records) == 1 else 0.0
-    middle = _median(values)
+    middle = median(values)
     return Interval(value=middle, low=min(*lows, middle * (1 - alone)), high=max(*highs, middle * (1 + alone)))
 
 
@@ -224,7 +225,7 @@ def _plain(records: Sequence[Record], name: str) -> Interval | None:
     values = [value for record in records if isinstance(value := record.figures.get(name), int | float)]
     if len(values) < len(records):
         return None
-    return Interval(value=_median(values), low=min(values), high=max(values))
+    return Interval(value=median(values), low=min(values), high=max(values))
 
 
 def _agreement(records: Sequence[Record]) -> Interval | None:
@@ -235,9 +236,3 @@ def _agreement(records: Sequence[Record]) -> Interval | None:
     scale = 10**DIGITS
     value, low, high = (int(number * scale) / scale for number in (found.value, found.low, found.high))
     return Interval(value=value, low=low, high=high)
-
-
-def _median(values: Sequence[float]) -> float:
-    ordered = sorted(values)
-    half = len(ordered) // 2
-    return ordered[half] if len(ordered) % 2 else (ordered[half - 1] + ordered[half]) / 2

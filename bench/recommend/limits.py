@@ -1,5 +1,6 @@
 """The limits of a deployment: what a case breaks, how near it is, and which limit to relax by how much."""
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal
 
@@ -138,14 +139,11 @@ def single(ran: Sequence[Evidence], limits: Limits) -> Iterator[Relaxation]:
 
 
 def _rounded(value: float, quantity: Quantity) -> float:
-    """A limit that lets the value in, in few digits."""
+    """A limit that lets the value in, in three digits."""
     if quantity == "agreement":
         return value
-    digits = 3
-    for scale in (10.0**power for power in range(-12, 13)):
-        if value < scale * 10**digits:
-            return -(-value // scale) * scale if scale >= 1 else round(-(-value // scale) * scale, 12)
-    return value
+    scale = 10.0 ** (math.floor(math.log10(value)) - 2)
+    return round(math.ceil(value / scale) * scale, 12)
 
 
 def change(relaxation: Relaxation) -> float:

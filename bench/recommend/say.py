@@ -5,12 +5,11 @@ from collections.abc import Iterator
 
 from rich.console import Console
 
-from bench.case import AXES, Case
 from bench.recommend.answer import Answer
 from bench.recommend.decide import Decision, Standing
 from bench.recommend.evidence import CHOICES, Interval, Question, latency_figure
 from bench.recommend.limits import OPTION, UNITS, Limits
-from bench.report.table import DASH, three_digits
+from bench.report.table import DASH, in_words, three_digits
 from bench.report.terminal import print_table, print_text
 
 NOT_MEASURED = "not measured, so it might win (nothing here is extrapolated):"
@@ -62,11 +61,7 @@ def _left(answer: Answer) -> Iterator[str]:
 
 def _asked(question: Question) -> Iterator[str]:
     yield question.machine
-    blank = Case()
-    for name, axis in AXES.items():
-        value = getattr(question.asked, name)
-        if name not in CHOICES and not (axis.rare and value == getattr(blank, name)):
-            yield f"{name} {value}" if axis.rare else str(value)
+    yield from in_words(question.asked, CHOICES)
     yield f"weights {question.weights[:12]}" if question.weights else "weights fitted by the suite"
 
 

@@ -65,7 +65,7 @@ function draw(key, container, chart, rows) {
 }
 
 function figures(chart, rows) {
-  const table = element("table", "", { class: "plain" });
+  const table = element("table", "");
   const head = table.createTHead().insertRow();
   for (const [, heading] of chart.columns) head.append(element("th", heading, { scope: "col" }));
   const body = table.createTBody();

@@ -1,7 +1,6 @@
 """`python -m bench scaling`: what several devices lost, measured; what more of them would reach, predicted."""
 
 import re
-from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -48,6 +47,7 @@ def scaling(
     """Show where the time of several devices goes, and predict more of them from one and a stated interconnect."""
     from bench import results
     from bench.report.command import newest
+    from bench.ring import predict
 
     numbers = _numbers(devices)
     interconnect = _interconnect(gb_per_s, latency_us, overlap=overlap)
@@ -59,7 +59,7 @@ def scaling(
         where = ", ".join(run.path.name for run in read)
         raise UsageError(f"{where}: {_nothing(keyword, known=bool(one), asked=interconnect is not None)}")
     predicted = [
-        (run, record, list(_predictions(step, numbers, interconnect)) if interconnect else [])
+        (run, record, [predict(step, number, interconnect) for number in numbers] if interconnect else [])
         for run, record, step in one
     ]
     if json:
@@ -111,19 +111,14 @@ def _nothing(keyword: str, *, known: bool, asked: bool) -> str:
     )
 
 
-def _predictions(step: "Step", numbers: Sequence[int], interconnect: "Interconnect") -> Iterator["Prediction"]:
-    from bench.ring import predict
-
-    for number in numbers:
-        yield predict(step, number, interconnect)
-
-
 Many = list[tuple["Run", "Record"]]
 Predicted = list[tuple["Run", "Record", list["Prediction"]]]
 
 
 def _print_json(many: Many, predicted: Predicted, interconnect: "Interconnect | None") -> None:
     import msgspec
+
+    from bench.report.terminal import print_json
 
     rows: list[dict[str, Any]] = [
         {
@@ -141,8 +136,7 @@ def _print_json(many: Many, predicted: Predicted, interconnect: "Interconnect | 
         for run, record, ones in predicted
         for one in ones
     ]
-    for row in rows:
-        typer.echo(msgspec.json.encode(row).decode())
+    print_json(*rows)
 
 
 def _print(many: Many, predicted: Predicted, interconnect: "Interconnect | None") -> None:
@@ -158,7 +152,9 @@ def _print(many: Many, predicted: Predicted, interconnect: "Interconnect | None"
         print_text(on, "measured: a step's time, shares that add up to 1; data in no step", "bold")
         rows = [(record.case.id, *(_cell(record, name) for name in MEASURED)) for _, record in many]
         print_table(on, ("case", *MEASURED.values()), rows, labels=1, dispensable=DISPENSABLE)
-    for _, record, ones in predicted if interconnect else ():
+    if interconnect is None:
+        return
+    for _, record, ones in predicted:
         on.print()
         print_text(on, f"predicted, not measured: {_stated(interconnect)}; from {record.case.id}", "bold")
         rows = [
@@ -183,9 +179,7 @@ def _cell(record: "Record", name: str) -> str:
     return three_digits(figure)
 
 
-def _stated(interconnect: "Interconnect | None") -> str:
-    if interconnect is None:
-        return ""
+def _stated(interconnect: "Interconnect") -> str:
     when = "during" if interconnect.overlap else "after"
     return (
         f"all-reduce in a ring, {interconnect.gb_per_s:g} GB/s and {interconnect.latency_us:g} µs a message, "

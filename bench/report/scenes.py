@@ -39,7 +39,7 @@ def alone(case: Case) -> Case:
 
 def rung(case: Case) -> str:
     """What the chart varies, as a label: `compile amp_bf16`, `eager fp32 nhwc`; what is as usual is not said."""
-    changed = [str(getattr(case, name)) for name in reversed(CONFIGURATION[:4]) if _changed(case, name)]
+    changed = [str(getattr(case, name)) for name in reversed(CONFIGURATION[:4]) if case.changed(name)]
     return " ".join([case.implementation, case.precision, *changed])
 
 
@@ -49,8 +49,4 @@ def family(implementation: str) -> str:
 
 
 def _held(case: Case, chart: str) -> list[str]:
-    return [name for name, axis in AXES.items() if name not in FREE[chart] and (not axis.rare or _changed(case, name))]
-
-
-def _changed(case: Case, axis: str) -> bool:
-    return bool(getattr(case, axis) != getattr(Case(), axis))
+    return [name for name, axis in AXES.items() if name not in FREE[chart] and (not axis.rare or case.changed(name))]

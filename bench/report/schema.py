@@ -1,7 +1,6 @@
 """The schema of a run file, field by field, from the types and the metrics themselves. Imports torch: metrics do."""
 
 import inspect
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -14,7 +13,7 @@ from bench.gpus import Gpu
 from bench.machine import Machine
 from bench.readings import Block, Ceiling, Stage
 from bench.report.table import markdown_rows
-from bench.results import Header, Record, Settings
+from bench.results import Header, Record, Settings, explained
 
 
 def markdown() -> str:
@@ -71,17 +70,10 @@ def _fields(struct: type[msgspec.Struct]) -> str:
     Raises:
         TypeError: the docstring leaves a field out.
     """
-    told = dict(_explained(inspect.getdoc(struct) or ""))
+    told = explained(struct)
     if missing := [name for name in struct.__struct_fields__ if name not in told]:
         raise TypeError(f"{struct.__name__}: its docstring does not explain {', '.join(missing)}")
     return _table(("field", "meaning"), [(f"`{name}`", told[name]) for name in struct.__struct_fields__])
-
-
-def _explained(doc: str) -> Iterator[tuple[str, str]]:
-    """`name: what it means` under `Args:` or `Attributes:`, further lines joined."""
-    section = re.search(r"^(?:Args|Attributes):\n((?:(?: .*)?\n?)*)", doc, flags=re.MULTILINE)
-    for match in re.finditer(r"^    (\w+): ((?:.|\n {8})*)", section[1] if section else "", flags=re.MULTILINE):
-        yield match[1], " ".join(match[2].split())
 
 
 def _first(thing: Any) -> str:  # noqa: ANN401 (a class or a function)

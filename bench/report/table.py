@@ -3,7 +3,7 @@
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import msgspec
@@ -87,7 +87,9 @@ def _table(records: Sequence[Record]) -> Table:
         (*(str(getattr(record.case, name)) for name in labels), *(row[name] for name in columns))
         for record, row in zip(ordered, cells, strict=True)
     )
-    title = " · ".join([first.task, f"batch {first.batch}", first.size, *_fixed(first, labels)])
+    title = " · ".join(
+        [first.task, f"batch {first.batch}", first.size, *in_words(first, ("task", "batch", "size", *labels))]
+    )
     return Table(
         title,
         (*labels, *columns),
@@ -98,16 +100,11 @@ def _table(records: Sequence[Record]) -> Table:
     )
 
 
-def _fixed(case: Case, labels: Sequence[str]) -> Iterator[str]:
-    """What all rows have in common beside task, batch and size; a rare axis only where it is not at its default."""
+def in_words(case: Case, besides: Collection[str]) -> Iterator[str]:
+    """A case's value of each axis but those named in `besides`; a rare axis only where it is not at its default."""
     for name, axis in AXES.items():
-        if name in {"task", "batch", "size", *labels} or (axis.rare and not _unusual(case, name)):
-            continue
-        yield f"{name} {getattr(case, name)}" if axis.rare else str(getattr(case, name))
-
-
-def _unusual(case: Case, axis: str) -> bool:
-    return bool(getattr(case, axis) != getattr(Case(), axis))
+        if name not in besides and (not axis.rare or case.changed(name)):
+            yield f"{name} {getattr(case, name)}" if axis.rare else str(getattr(case, name))
 
 
 def _ordered(records: Sequence[Record]) -> list[Record]:
@@ -132,7 +129,7 @@ def _baseline(record: Record, records: Sequence[Record]) -> Record | None:
     def plainness(other: Record) -> list[int | bool]:
         case = other.case
         axes = ("strategy", "scaling", "batchnorm", "container", "modification", "activations", "layout")
-        changed = [_unusual(case, name) for name in axes]
+        changed = [case.changed(name) for name in axes]
         return [EXACTNESS.index(case.precision), case.device_count, *changed]
 
     rivals = [

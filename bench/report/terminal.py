@@ -13,6 +13,7 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from itertools import zip_longest
 from typing import IO, Literal
 
+import msgspec
 from rich.cells import cell_len
 from rich.console import Console
 from rich.text import Text
@@ -75,6 +76,12 @@ def show(run: Run, on: Console) -> None:
             on.print()
             print_text(on, f"stages of {record.case.id}", "bold")
             print_table(on, HEADINGS, list(stage_rows(run, record)), labels=1, dispensable=("GB", "GFLOP"))
+
+
+def print_json(*rows: object) -> None:
+    """Print structs, dataclasses and plain data as JSON on standard output, one a line."""
+    for row in rows:
+        sys.stdout.write(f"{msgspec.json.encode(row).decode()}\n")
 
 
 def print_text(on: Console, text: str, style: str = "") -> None:

@@ -66,10 +66,10 @@ def dressed(chart: Any) -> Any:  # noqa: ANN401 (any of altair's charts, which s
     )
 
 
-def style(light: str = ":root") -> str:
+def style() -> str:
     """The variables as CSS, for the screen that prefers light and the one that prefers dark."""
     one, other = ("".join(f"--{name}:{value};" for name, value in colours.items()) for colours in (LIGHT, DARK))
-    return f"{light}{{{one}}}@media(prefers-color-scheme:dark){{{light}{{{other}}}}}"
+    return f":root{{{one}}}@media(prefers-color-scheme:dark){{:root{{{other}}}}}"
 
 
 def in_light(drawing: str) -> str:

@@ -10,6 +10,7 @@ import os
 import warnings
 from typing import TYPE_CHECKING
 
+from bench.implementations import cxx
 from bench.runtimes.artefact import Runtime, Sizes, register
 
 if TYPE_CHECKING:
@@ -81,10 +82,6 @@ def _fp32_images(case: Case, _: Machine) -> str | None:
     return "takes fp32 images: lower precision by autocast alone" if case.precision in {"bf16", "fp16"} else None
 
 
-def _compiler(_: Case, machine: Machine) -> str | None:
-    return machine.cxx_missing or None
-
-
 register(
     Runtime(
         name="aotinductor",
@@ -96,7 +93,7 @@ register(
         settings=settings,
         sizes=sizes,
     ),
-    _compiler,
+    cxx,
     _fp32_images,
     one_size=True,
 )

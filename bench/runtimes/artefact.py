@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from bench.gpus import MIB
 from bench.implementations import implementation
 
 if TYPE_CHECKING:
@@ -23,8 +24,6 @@ if TYPE_CHECKING:
 
 LARGEST = 65_536
 """Pixels a side, and images a batch, that an artefact is made for at most."""
-
-MIB = 2**20
 
 
 class Sizes(msgspec.Struct, frozen=True, kw_only=True):

@@ -45,7 +45,12 @@ class Bench:
     def command(self, *cases: Case, options: tuple[str, ...] = ()) -> list[str]:
         ids = [word for case in cases for word in ("--case", case.id)]
         quick = ("--measure-s", "0.2", "--warmup-s", "0.1", "--load", "tests.bench.faulty")
-        return [sys.executable, "-m", "pytest", "bench", "--results", str(self.results), *quick, *ids, *options]
+        # Of the tests around it too, and longer to import than all that a run's parent needs.
+        without = ("-p", "no:hypothesispytest")
+        return [
+            *(sys.executable, "-m", "pytest", "bench", "--results", str(self.results)),
+            *(*without, *quick, *ids, *options),
+        ]
 
     @contextlib.contextmanager
     def started(self, *cases: Case, options: tuple[str, ...] = ()) -> Iterator[subprocess.Popen[str]]:
@@ -111,7 +116,7 @@ MACHINE = Machine(
 )
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def header() -> Header:
     environment = Environment(
         machine=MACHINE,
@@ -124,7 +129,7 @@ def header() -> Header:
     return Header(environment=environment, settings=Settings(), preset="quick")
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_record() -> Callable[..., Record]:
     def make(case: Case, status: str = "ok", reason: str = "", **figures: float | str | bool) -> Record:
         return msgspec.convert(

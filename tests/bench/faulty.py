@@ -1,4 +1,9 @@
-"""Implementations that misbehave, for `--load`: each fault happens for real, in the process of a case."""
+"""Implementations that misbehave, for `--load`: each fault happens for real, in the process of a case.
+
+The parent loads this module too, and imports no torch.
+"""
+
+from __future__ import annotations
 
 import os
 import signal
@@ -6,16 +11,19 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psutil
-import torch
-from torch import Tensor, nn
 
-from bench.case import Case
 from bench.implementations import implementation
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from torch import Tensor, nn
+
+    from bench.case import Case
 
 
 def _from_second_call(model: nn.Module, fault: Callable[[], Any]) -> Callable[[Tensor], Tensor]:
@@ -53,11 +61,15 @@ def hangs(model: nn.Module, _: Case) -> Callable[..., Any]:
 
 @implementation("greedy")
 def greedy(model: nn.Module, _: Case) -> Callable[..., Any]:
+    import torch
+
     return _from_second_call(model, lambda: torch.empty(2**50, dtype=torch.uint8))
 
 
 @implementation("fills")
 def fills(model: nn.Module, _: Case) -> Callable[..., Any]:
+    import torch
+
     hoard: list[Tensor] = []
     # Each allocation is small and succeeds; together they pass the memory of the machine.
     return _from_second_call(model, lambda: [hoard.append(torch.ones(2**28, dtype=torch.uint8)) for _ in range(10**6)])
@@ -134,6 +146,8 @@ def writes_input(model: nn.Module, _: Case) -> Callable[..., Any]:
 
 @implementation("forgets_statistics")
 def forgets_statistics(model: nn.Module, _: Case) -> Callable[..., Any]:
+    from torch import nn
+
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.momentum = 0.0
@@ -149,6 +163,7 @@ def one_rank_killed(model: nn.Module, _: Case) -> Callable[..., Any]:
 @implementation("overflows")
 def overflows(model: nn.Module, _: Case) -> Callable[..., Any]:
     """Gradients that pass the largest fp16 number at GradScaler's first scale."""
+    import torch
 
     class Steep(torch.autograd.Function):
         @staticmethod
@@ -165,6 +180,8 @@ def overflows(model: nn.Module, _: Case) -> Callable[..., Any]:
 @implementation("sleeps")
 def sleeps(_: nn.Module, case: Case) -> Callable[..., Any]:
     """Nothing but a sleep of 20 ms: what a parent costs while a child works, and what a case costs beyond its steps."""
+    import torch
+
     logits = torch.zeros(case.batch, 2, case.height, case.breadth)
 
     def call(_: Tensor) -> Tensor:
@@ -193,6 +210,8 @@ def one_rank_hangs(model: nn.Module, _: Case) -> Callable[..., Any]:
 
 @implementation("one_rank_greedy")
 def one_rank_greedy(model: nn.Module, _: Case) -> Callable[..., Any]:
+    import torch
+
     return _from_second_call(model, _on_rank_1(lambda: torch.empty(2**50, dtype=torch.uint8)))
 
 

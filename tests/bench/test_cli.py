@@ -11,6 +11,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from bench.builders import model
 from bench.case import AXES, Case
 from bench.results import Header, Record
 from bench.runfile import RunFile
@@ -140,9 +141,11 @@ def test_a_mistake_is_answered_in_one_line_and_status_2(bench: Bench, arguments:
     ("upsampling", "parameters", "gmac"),
     [("transposed", "31,037,698", "449.303"), ("bilinear", "17,263,042", "373.247")],
 )
-def test_model_counts_what_the_field_counts(bench: Bench, upsampling: str, parameters: str, gmac: str) -> None:
-    told = bench.read("model", "--upsampling", upsampling, "--size", "640x959")
-    total = told.stdout.splitlines()[-1].split()
+def test_model_counts_what_the_field_counts(
+    capsys: pytest.CaptureFixture[str], upsampling: str, parameters: str, gmac: str
+) -> None:
+    model(upsampling=upsampling, size="640x959")
+    total = capsys.readouterr().out.splitlines()[-1].split()
     assert total[:3] == ["total", parameters, gmac]
 
 
@@ -163,16 +166,17 @@ def test_model_as_json_has_an_object_a_layer(bench: Bench) -> None:
     ],
 )
 def test_the_fused_model_is_counted_kernel_by_kernel(
-    bench: Bench, upsampling: str, total: list[str], peaks: str
+    capsys: pytest.CaptureFixture[str], upsampling: str, total: list[str], peaks: str
 ) -> None:
-    told = bench.read("model", "--fused", "--size", "512x512", "--upsampling", upsampling).stdout.splitlines()
+    model(fused=True, size="512x512", upsampling=upsampling)
+    told = capsys.readouterr().out.splitlines()
     assert told[-2].split() == total
     assert told[-1] == f"activations alive at once, at most: {peaks}"
 
 
-def test_the_fused_model_as_json_has_an_object_a_kernel(bench: Bench) -> None:
-    told = bench.read("model", "--fused", "--json", "--width", "8", "--depth", "2").stdout.splitlines()
-    *calls, total = [json.loads(line) for line in told]
+def test_the_fused_model_as_json_has_an_object_a_kernel(capsys: pytest.CaptureFixture[str]) -> None:
+    model(fused=True, json=True, width="8", depth="2")
+    *calls, total = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert total["kernels"] == len(calls) == 12
     assert total["fused_peak_mib"] < total["eager_peak_mib"]
     assert calls[0]["kernel"] == "conv_bn_relu"

@@ -126,6 +126,17 @@ def test_a_folder_without_a_repository_is_a_mistake_and_no_traceback(tmp_path: P
         pass
 
 
+def test_inside_a_hook_it_is_still_our_repository_that_is_checked_out(
+    toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commit = toy.commit()
+    monkeypatch.setenv("GIT_DIR", str(tmp_path / "elsewhere"))
+    with checked_out(toy.root, commit) as side:
+        assert (Path(side.root) / "unet/__init__.py").exists()
+    monkeypatch.delenv("GIT_DIR")
+    assert len(toy.git("worktree", "list").splitlines()) == 1
+
+
 def test_a_worktree_is_gone_even_after_an_interruption(toy: Toy) -> None:
     commit = toy.commit()
 

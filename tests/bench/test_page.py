@@ -39,6 +39,14 @@ def committed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.fixture(scope="module")
+def made_up(tmp_path_factory: pytest.TempPathFactory, header: Header, make_record: MakeRecord) -> Path:
+    """A page of many devices."""
+    path = tmp_path_factory.mktemp("page") / "gpus.html"
+    path.write_text(page.html([gpus(header, make_record)]), encoding="utf-8")
+    return path
+
+
 @pytest.fixture
 def quiet(browser: chromium.Browser) -> Iterator[chromium.Browser]:
     """The browser; at the end of the test its console must have been silent and the network unasked."""
@@ -157,12 +165,8 @@ def test_hostile_text_is_shown_as_text(
 
 
 @needs_browser
-def test_many_devices_energy_and_every_failure_are_drawn(
-    quiet: chromium.Browser, header: Header, make_record: MakeRecord, tmp_path: Path
-) -> None:
-    path = tmp_path / "gpus.html"
-    path.write_text(page.html([gpus(header, make_record)]), encoding="utf-8")
-    quiet.open(path)
+def test_many_devices_energy_and_every_failure_are_drawn(quiet: chromium.Browser, made_up: Path) -> None:
+    quiet.open(made_up)
     scene = "document.getElementById('scene')"
     quiet.run(
         f"{scene}.value = [...{scene}.options].find(one => one.text.includes('transposed')).value; "
@@ -182,12 +186,8 @@ def test_many_devices_energy_and_every_failure_are_drawn(
 
 
 @needs_browser
-def test_a_case_shows_its_clock_and_what_held_it_down(
-    quiet: chromium.Browser, header: Header, make_record: MakeRecord, tmp_path: Path
-) -> None:
-    path = tmp_path / "gpus.html"
-    path.write_text(page.html([gpus(header, make_record)]), encoding="utf-8")
-    quiet.open(path, "#case-0")
+def test_a_case_shows_its_clock_and_what_held_it_down(quiet: chromium.Browser, made_up: Path) -> None:
+    quiet.open(made_up, "#case-0")
     quiet.wait("(document.querySelector('#case-samples svg')?.textContent ?? '').includes('clock, MHz')")
     told = quiet.run("document.getElementById('case-warnings').textContent")
     assert "The clock was held down in 66.7 % of the steps: sw_power_cap." in told

@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from bench.case import Case
 from bench.report import readme, reference
-from bench.results import ResultsError
+from bench.report.table import three_digits
+from bench.results import ResultsError, read
 
 from .conftest import ROOT
 
@@ -43,6 +45,14 @@ def test_the_readme_shows_what_the_results_say() -> None:
 @pytest.mark.slow
 def test_the_schema_of_results_is_that_of_the_types_and_metrics() -> None:
     assert check("results/README.md") == 1
+
+
+def test_the_figure_that_shows_how_to_cite_is_that_of_the_run_it_names() -> None:
+    text = " ".join((ROOT / "results/README.md").read_text(encoding="utf-8").split())
+    shown = r"256×256: (\S+) ms \(median; 95 % interval of one process (\S+) … (\S+)\).*?`(results/[^`]+)`"
+    *cited, file = re.findall(shown, text)[0]
+    (record,) = (record for record in read(ROOT / file).records if record.case == Case())
+    assert cited == [three_digits(record.figures[name]) for name in ("p50_ms", "p50_low_ms", "p50_high_ms")]
 
 
 @pytest.fixture

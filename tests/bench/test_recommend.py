@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from bench.case import AXES, Case, parse_id
 from bench.readings import Ceiling
+from bench.recommend import limits
 from bench.recommend.ahead import ahead
 from bench.recommend.answer import answers
 from bench.recommend.decide import Decision, decide
@@ -206,6 +207,11 @@ def test_agreement_that_means_nothing_keeps_no_limit_on_agreement(evidence: Call
 
 def test_agreement_is_rounded_down(evidence: Callable[..., list[Evidence]]) -> None:
     assert decide(evidence(record(case(), class_agreement=0.99999)), Limits(min_agreement=1.0)).winner is None
+
+
+@pytest.mark.parametrize(("value", "limit"), [(0.165, 0.165), (0.16501, 0.166), (1234.0, 1240.0), (7.0, 7.0)])
+def test_a_relaxed_limit_has_three_digits_and_no_more_than_it_needs(value: float, limit: float) -> None:
+    assert limits._rounded(value, "energy") == limit
 
 
 def test_where_nothing_fits_the_smallest_relaxation_comes_first(evidence: Callable[..., list[Evidence]]) -> None:
