@@ -51,7 +51,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def add(parser: "pytest.Parser") -> None:
-    """Declare them; `python -m bench list` takes those that choose cases too."""
+    """Declare them; `python -m bench list` takes --preset, --axis and --load too."""
     group = parser.getgroup("bench", "measuring the U-Net (pytest bench)")
     add = group.addoption
     add("--preset", default="quick", metavar="NAME", help=f"which cases: {', '.join(PRESETS)} (default quick)")
@@ -110,7 +110,7 @@ def read(get: Callable[[str], Any]) -> Options:
     given: dict[str, Any] = {name: seconds(option_of(name), get(name)) for name in SECONDS}
     given |= {name: get(name) for name in SWITCHES}
     axes, chosen = parse_axes(get("axis")), tuple(parse_id(text) for text in get("case"))
-    weights = look(Path(get("weights"))) if get("weights") else None
+    weights = look(Path(get("weights"))) if get("weights") is not None else None
     here = place(_whole("--nodes", get("nodes"), least=1), get("rdzv_endpoint"))
     return Options(
         preset=get("preset"),

@@ -100,25 +100,21 @@ def _is_case(item: pytest.Item) -> bool:
     return {"case", "measure"} <= set(getattr(item, "fixturenames", ()))
 
 
-def pytest_collection_finish(session: pytest.Session) -> None:
-    """Begin the run's file once it is known which cases there are: an empty selection leaves no file."""
-    cases = [item.callspec.params["case"] for item in session.items if _is_case(item)]  # type: ignore[attr-defined]
-    if not cases or session.config.option.collectonly:
-        return
-    reporter = session.config.pluginmanager.getplugin("terminalreporter")
-    # One line a case is printed when it has ended; a file name with letters behind it would stand in between.
-    reporter.showfspath = False
-    if session.config.getoption("dry_run"):
-        reporter.ensure_newline()
-        _get_session(session.config).plan(cases, _console())
-        return
-    _writing(lambda: _get_session(session.config).open(cases, _console()))
-
-
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtestloop(session: pytest.Session) -> bool | None:
-    """Run nothing where only the plan was wanted."""
-    return True if session.config.getoption("dry_run") else None
+    """Begin the run's file, or say the plan: a selection that is empty, or that pytest refuses, leaves no file."""
+    option = session.config.option
+    if option.collectonly or (session.testsfailed and not option.continue_on_collection_errors):
+        return None
+    cases = [item.callspec.params["case"] for item in session.items if _is_case(item)]  # type: ignore[attr-defined]
+    if cases:
+        reporter = session.config.pluginmanager.getplugin("terminalreporter")
+        # One line a case is printed when it has ended; a file name with letters behind it would stand in between.
+        reporter.showfspath = False
+        reporter.ensure_newline()
+        begin = _get_session(session.config).plan if option.dry_run else _get_session(session.config).open
+        _writing(lambda: begin(cases, _console()))
+    return True if option.dry_run else None
 
 
 def _console() -> Console:

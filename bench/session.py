@@ -132,7 +132,8 @@ class Session:
                 words = estimate.words(estimate.prior_s(case, settings, machine))
             rows.append((case.id, words))
         print_table(console, ("case", "to measure it"), rows, labels=2)
-        console.print(Text(f"{len(selected)} cases, {left} to measure: {estimate.words(self.left_s(0))}"))
+        time_left = f": {estimate.words(self.left_s(0))}" if left else ""
+        console.print(Text(f"{len(selected)} cases, {left} to measure{time_left}"))
 
     def _header(self) -> Header:
         seed = None if self.options.chosen else self.options.seed

@@ -29,7 +29,7 @@ ENGINE
 
 def predict(images):
     """Logits (N, classes, H, W), float32, of images as the manifest's `input` has them; others are refused."""
-    if images.dtype != INPUT["dtype"] or images.ndim != 4 or not images.flags.c_contiguous:
+    if (images := np.asarray(images)).dtype != INPUT["dtype"] or images.ndim != 4 or not images.flags.c_contiguous:
         raise ValueError(f"images are {images.dtype} {images.shape}: expected contiguous {INPUT['dtype']} (N, C, H, W)")
     for size, (axis, (low, high)) in zip(images.shape, INPUT["shape"].items()):
         if not low <= size <= high:

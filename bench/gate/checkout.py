@@ -44,9 +44,15 @@ def checked_out(repository: Path, ref: str | None) -> Iterator[Side]:
         commit, dirty = git_state(repository)
         yield Side(ref="working tree", commit=commit, dirty=bool(dirty), root=str(repository))
         return
-    commit = _git(repository, "rev-parse", "--verify", "--quiet", "--end-of-options", f"{ref}^{{commit}}").strip()
-    if not commit:
-        raise UsageError(f"{ref!r} is no commit of {repository}: give a branch, a tag or a hash that git knows here")
+    try:
+        commit = _git(repository, "rev-parse", "--verify", "--end-of-options", f"{ref}^{{commit}}", check=True).strip()
+    except subprocess.CalledProcessError as error:
+        why = error.stderr.partition("\n")[0]
+        if _git(repository, "rev-parse", "--is-shallow-repository").strip() == "true":
+            why = "the clone is shallow: `git fetch --unshallow` brings what is older"
+        raise UsageError(
+            f"{ref!r} is no commit of {repository}: give a branch, a tag or a hash that git knows here ({why})"
+        ) from error
     with tempfile.TemporaryDirectory(prefix="unet-bench-gate-") as folder:
         root = Path(folder) / commit[:12]
         try:

@@ -106,6 +106,8 @@ def test_a_bundle_gives_what_eager_gives_in_a_fresh_process_and_refuses_what_it_
     good = images.numpy()
     wrong = {
         "dtype": (good.astype(np.float64), "expected contiguous float32 (N, C, H, W)"),
+        "list": (good.tolist(), "expected contiguous float32 (N, C, H, W)"),
+        "path": ("tissue.png", "expected contiguous float32 (N, C, H, W)"),
         "rank": (good[0], "expected contiguous float32 (N, C, H, W)"),
         "layout": (np.asfortranarray(good), "expected contiguous float32"),
         "channels": (good[:, :2].copy(), "channels is 2: expected 3 to 3"),

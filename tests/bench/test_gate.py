@@ -122,7 +122,19 @@ def test_an_unknown_commit_is_a_mistake_and_no_traceback(toy: Toy) -> None:
 
 
 def test_a_folder_without_a_repository_is_a_mistake_and_no_traceback(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="is no commit of"), checked_out(tmp_path, "HEAD"):
+    said = r"is no commit of .*: give a branch, a tag or a hash that git knows here \(.*git"  # in git's own words
+    with pytest.raises(UsageError, match=said), checked_out(tmp_path, "HEAD"):
+        pass
+
+
+def test_a_base_that_a_shallow_clone_lacks_is_a_mistake_that_says_so(toy: Toy, tmp_path: Path) -> None:
+    toy.commit()
+    toy.change("unet/__init__.py", "2.0", "3.0")
+    toy.commit()
+    shallow = tmp_path / "shallow"
+    toy.git("clone", "--quiet", "--depth", "1", toy.root.as_uri(), str(shallow))
+    said = r"\(the clone is shallow: `git fetch --unshallow`"
+    with pytest.raises(UsageError, match=said), checked_out(shallow, "HEAD~1"):
         pass
 
 

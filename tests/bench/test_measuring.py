@@ -255,6 +255,7 @@ def test_compile_is_measured_with_its_first_call_apart(bench: Bench) -> None:
         (("--case", "infer-magic"), "is not possible; allowed: eager, eager_graph, compile"),
         (("--measure-s", "soon"), "--measure-s soon: expected a number of seconds above 0"),
         (("--time-limit-s", "-1"), "--time-limit-s -1: expected a number of seconds above 0"),
+        (("--dry-run", "--weights", ""), "cannot read the weights (Is a directory)"),
         (("--load", "no.such.module"), "cannot load 'no.such.module': ModuleNotFoundError: No module named 'no'"),
     ],
     ids=lambda part: " ".join(part) if isinstance(part, tuple) else None,
@@ -340,6 +341,22 @@ def test_collecting_alone_leaves_no_file(bench: Bench) -> None:
     told = bench.measure(options=("--collect-only", "-q"))
     assert told.returncode == 0
     assert not bench.runs()
+
+
+def test_plugins_that_are_not_loaded_by_themselves_are_no_reason_to_fail(bench: Bench) -> None:
+    bench.variables["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
+    told = bench.measure(tiny(), options=("--dry-run",))
+    assert told.returncode == 0, told.stdout + told.stderr
+    assert "1 cases, 1 to measure" in told.stdout
+
+
+def test_a_selection_that_pytest_refuses_leaves_no_file(bench: Bench, tmp_path: Path) -> None:
+    broken = tmp_path / "test_broken.py"
+    broken.write_text("raise RuntimeError\n")
+    for refused, status in (("-k", "train and"), pytest.ExitCode.USAGE_ERROR), ((str(broken),), 2):
+        told = bench.measure(tiny(), options=refused)
+        assert told.returncode == status, told.stdout
+        assert not bench.runs()
 
 
 def test_benchmark_disable_still_measures_and_records(bench: Bench) -> None:

@@ -89,6 +89,8 @@ def test_a_dry_run_knows_what_a_resumed_run_has_already(bench: Bench) -> None:
     (line,) = [line for line in told.stdout.splitlines() if line.startswith(f"{tiny().id} ")]
     assert line.rstrip().endswith("  measured before")
     assert "2 cases, 1 to measure" in told.stdout
+    nothing = bench.measure(tiny(), options=(*axes, "--dry-run", "--resume"))
+    assert "1 cases, 0 to measure\n" in nothing.stdout
 
 
 def test_quick_fits_into_a_quarter_of_an_hour_by_its_own_estimate() -> None:
