@@ -130,6 +130,16 @@ def test_each_hears_what_all_have_in_order_and_strangers_are_not_counted(strange
             assert all_gather(peers) == [[Thing(0), Thing(1), Thing(2)]] * 3
 
 
+def test_what_one_has_to_say_may_be_long() -> None:
+    class Long(msgspec.Struct, frozen=True):
+        value: str
+
+    told: list[object] = []
+    with together(2) as peers:
+        in_threads(lambda one: told.append(one.gather(Long("x" * 10_000_000), 60)), peers)
+    assert told == [[Long("x" * 10_000_000)] * 2] * 2
+
+
 def test_strangers_who_say_half_a_hello_hold_nobody_up() -> None:
     # To wait ten seconds for the rest of each would be longer than nodes wait for each other here.
     with together(3, b'{"name":', b'{"name":"half', wait_s=15) as peers:
@@ -210,6 +220,25 @@ def test_what_listens_there_and_is_no_node_is_refused_at_once_whatever_it_says(s
         with pytest.raises(UsageError, match=f":{port}: what listens there has not made this one of its 2"):
             Peers(Place(count=2, host="127.0.0.1", port=port, number=1)).meet(60)
         thread.join()
+
+
+def test_half_a_welcome_is_not_waited_for_to_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bench.meeting.HALF_MESSAGE_S", 1)
+    refused, in_time = threading.Event(), []
+    with socket.create_server(("127.0.0.1", 0)) as other:
+
+        def answer() -> None:
+            with other.accept()[0] as knocked:
+                knocked.sendall(b'\0\0\0\x40{"number"')
+                in_time.append(refused.wait(20))
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        with pytest.raises(UsageError, match="what listens there has not made this one of its 2"):
+            Peers(Place(count=2, host="127.0.0.1", port=other.getsockname()[1], number=1)).meet(60)
+        refused.set()
+        thread.join()
+    assert in_time == [True]
 
 
 def test_more_nodes_than_can_ever_queue_are_waited_for() -> None:
