@@ -24,6 +24,14 @@ def test_the_interval_is_that_of_student_over_trials() -> None:
     assert found.change == pytest.approx(math.expm1(0.04))
     assert found.low == pytest.approx(math.expm1(0.04 - half), rel=1e-6)
     assert found.high == pytest.approx(math.expm1(0.04 + half), rel=1e-6)
+    eighty = 0.978472 * statistics.stdev([0.01, 0.03, 0.05, 0.07]) / 2  # t of 80 %
+    assert found.smallest == pytest.approx(math.expm1(half + eighty), rel=1e-6)
+
+
+def test_a_single_trial_and_one_past_all_numbers_bound_nothing() -> None:
+    one = estimate([0.1], RULE)
+    assert (one.change, one.low, one.high, one.smallest) == (math.expm1(0.1), -1.0, math.inf, math.inf)
+    assert estimate([0.0, 900.0], RULE).high == math.inf
 
 
 @given(logs)
@@ -47,6 +55,11 @@ def test_an_interval_holds_its_estimate(values: list[float]) -> None:
         ((-0.10, -0.11, -0.10, -0.11), "FASTER"),
         ((0.001, -0.001, 0.002, 0.0), "SAME"),
         ((0.015, 0.016, 0.015, 0.016), "SAME"),  # certainly slower, by less than anybody cares
+        ((-0.015, -0.016, -0.015, -0.016), "SAME"),
+        ((math.log(1.0199),) * 4, "SAME"),
+        ((math.log(1.0201),) * 4, "SLOWER"),
+        ((-math.log(1.0199),) * 4, "SAME"),
+        ((-math.log(1.0201),) * 4, "FASTER"),
         ((0.1, -0.1, 0.2, 0.0), "INCONCLUSIVE"),
         ((0.10, 0.11, 0.10), "INCONCLUSIVE"),  # too few
         ((0.10, 0.11, math.inf, 0.1), "INCONCLUSIVE"),
@@ -70,6 +83,8 @@ def test_a_clock_that_moved_is_no_regression() -> None:
     moved = [Trial(time=0.1, cycles=0.0)] * 4
     assert leaning(moved, RULE) == "INCONCLUSIVE"
     assert leaning([Trial(time=0.1, cycles=0.1)] * 4, RULE) == "SLOWER"
+    assert leaning([Trial(time=0.0, cycles=0.1)] * 4, RULE) == "SAME", "it is time that counts"
+    assert leaning([*[Trial(time=0.1, cycles=0.0)] * 3, Trial(time=0.1)], RULE) == "SLOWER", "not known of all"
 
 
 @pytest.mark.parametrize(
