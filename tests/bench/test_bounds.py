@@ -81,7 +81,8 @@ def test_a_throttled_block_counts_by_its_steps_and_a_silent_one_says_nothing() -
         Block(samples=30, sm_mhz=1000, temperature_c=50, throttled=("sw_power_cap",)),
         Block(samples=50, sm_mhz=3000, temperature_c=70),
         Block(samples=10, sm_mhz=2000, temperature_c=60, throttled=("hw_slowdown", "sw_power_cap")),
-        Block(samples=10),
+        Block(samples=5),
+        Block(samples=5),
     ]
     assert clocks(blocks) == {
         "sm_mhz": 2000,

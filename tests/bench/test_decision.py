@@ -91,6 +91,8 @@ def test_a_clock_that_moved_is_no_regression() -> None:
     ("base", "head", "floor", "word"),
     [
         (100.0, 100.5, 0.0, "SAME"),
+        (100.0, 100.2, 0.0, "SAME"),
+        (100.0, 99.6, 0.0, "SAME"),
         (100.0, 100.6, 0.0, "SLOWER"),
         (100.0, 99.0, 0.0, "FASTER"),
         (1000.0, 1001.1, 1.0, "SLOWER"),  # 1 MiB, though a small share
@@ -147,6 +149,28 @@ def test_a_dropped_row_is_not_asked_for_again() -> None:
         asked.add(row)
         gate.tell(row, Trial(time=0.0), 1.0)
     assert asked == {"b"}
+
+
+def test_time_that_runs_out_within_a_round_of_further_trials_ends_it() -> None:
+    rows, draw = ["a", "b", "c"], random.Random(1)  # noqa: S311
+    gate = Proceedings(rows, RULE, 100.0, draw)
+    values = {row: iter([0.3, -0.3] * RULE.most) for row in rows}
+    for number in range(len(rows) * RULE.fewest + 2):
+        row = gate.ask(float(number))
+        assert row is not None
+        gate.tell(row, Trial(time=next(values[row])), 1.0)
+    assert gate.phase == "more trials"
+    assert gate.ask(99.5) is None
+
+
+def test_a_suspect_that_is_dropped_is_not_confirmed() -> None:
+    gate = Proceedings(["a", "b"], RULE, 1e9, random.Random(1))  # noqa: S311
+    while (row := gate.ask(0.0)) is not None:
+        if gate.phase == "confirming pass" and row == "a":
+            gate.drop("a")
+        else:
+            gate.tell(row, Trial(time=0.1), 1.0)
+    assert [len(trials) for trials in gate.confirming.values()] == [2 * RULE.fewest]
 
 
 @pytest.mark.parametrize("noise", [0.003, 0.01, 0.02, 0.06])
