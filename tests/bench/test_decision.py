@@ -142,13 +142,28 @@ def test_trials_are_added_to_what_is_inconclusive_while_time_remains() -> None:
 
 def test_a_dropped_row_is_not_asked_for_again() -> None:
     gate = Proceedings(["a", "b"], RULE, 1e9, random.Random(1))  # noqa: S311
-    gate.ask(0.0)
-    gate.drop("a")
+    first = gate.ask(0.0)
+    assert first is not None
+    (other,) = {"a", "b"} - {first}  # due in the round that is under way
+    gate.drop(other)
+    gate.tell(first, Trial(time=0.0), 1.0)
     asked = set()
     while (row := gate.ask(0.0)) is not None:
         asked.add(row)
         gate.tell(row, Trial(time=0.0), 1.0)
-    assert asked == {"b"}
+    assert asked == {first}
+
+
+def test_what_is_owed_is_counted_down_through_both_passes() -> None:
+    gate, owed = Proceedings(["slow"], RULE, 1e9, random.Random(1)), []  # noqa: S311
+    assert gate.trial_s == 0
+    while (row := gate.ask(0.0)) is not None:
+        owed.append(gate.waiting)
+        gate.tell(row, Trial(time=0.1), 2.0)
+    assert owed == [*range(RULE.fewest, 0, -1), *range(2 * RULE.fewest, 0, -1)]
+    assert gate.waiting == 0
+    assert gate.trial_s == 2.0
+    assert len(gate.evidence("slow")) == 3 * RULE.fewest
 
 
 def test_time_that_runs_out_within_a_round_of_further_trials_ends_it() -> None:
