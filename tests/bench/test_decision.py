@@ -166,6 +166,15 @@ def test_what_is_owed_is_counted_down_through_both_passes() -> None:
     assert len(gate.evidence("slow")) == 3 * RULE.fewest
 
 
+@pytest.mark.parametrize(("budget_s", "trials"), [(16.9, 4), (17.0, 5), (18.0, 6)])
+def test_no_trial_is_added_in_the_time_that_confirming_will_take(budget_s: float, trials: int) -> None:
+    # Eight seconds for the first pass, eight for the suspect's second: what is left goes to the inconclusive row.
+    gate, asked = course({"noisy": 0.0, "slow": 0.3}, budget_s=budget_s, noise=0.05)
+    assert (gate.word("noisy"), gate.word("slow")) == ("INCONCLUSIVE", "SLOWER")
+    assert len(gate.first["noisy"]) == trials
+    assert len(asked) == 8 + (trials - 4) + 8
+
+
 def test_time_that_runs_out_within_a_round_of_further_trials_ends_it() -> None:
     rows, draw = ["a", "b", "c"], random.Random(1)  # noqa: S311
     gate = Proceedings(rows, RULE, 100.0, draw)
