@@ -120,6 +120,25 @@ def test_two_processes_know_better_than_one(header: Header) -> None:
     assert (alone.low, alone.high) == pytest.approx((10.0 * (1 - SCATTER), 10.0 * (1 + SCATTER)))
 
 
+def test_what_one_of_several_processes_did_not_find_is_not_known(header: Header) -> None:
+    whole = {"energy_j_per_image": 5.0, "load_ms": 1.0, "first_call_ms": 2.0}
+    lacks = {"agreement_meaningful": False, "p50_ms": None, "first_call_ms": None}
+    (both,) = _evidence(header, [[record(case(), **whole)], [record(case(), **whole)]])
+    assert set(both.estimates) == {"latency", "throughput", "memory", "energy", "agreement"}
+    assert both.start_ms == 3
+    for first, second in ((whole, lacks), (lacks, whole)):
+        (one,) = _evidence(header, [[record(case(), **first)], [record(case(), **second)]])
+        assert set(one.estimates) == {"memory"}
+        assert one.start_ms is None
+
+
+def test_of_three_processes_the_median_counts_and_all_their_intervals(header: Header) -> None:
+    (one,) = _evidence(header, [[record(case(), p50=p50, peak_memory_mib=p50)] for p50 in (30.0, 10.0, 20.0)])
+    assert [one.estimates["memory"].value, one.estimates["memory"].low, one.estimates["memory"].high] == [20, 10, 30]
+    assert (one.estimates["latency"].value, one.estimates["latency"].low) == (20, pytest.approx(10))
+    assert one.figure("p50_ms") == 20
+
+
 def test_records_of_older_sources_are_another_program(header: Header) -> None:
     env = msgspec.structs.replace(header.environment, source_hash="0" * 64, time=NOON - timedelta(days=1))
     old = Run(
@@ -172,6 +191,24 @@ def test_a_limit_that_is_broken_is_named_with_how_much(evidence: Callable[..., l
     assert won(found) == "eager"
     assert found.losers[0].why == "limit"
     assert found.losers[0].reason == "memory 900 MiB, limit 800 MiB, 1.12 times as much"
+
+
+@pytest.mark.parametrize(
+    ("limits", "beyond"),
+    [
+        (Limits(max_latency_ms=10.0), Limits(max_latency_ms=9.99)),
+        (Limits(max_memory_mib=600.0), Limits(max_memory_mib=599.0)),
+        (Limits(max_joules=5.0), Limits(max_joules=4.99)),
+        (Limits(min_agreement=0.99), Limits(min_agreement=0.9901)),
+    ],
+    ids=str,
+)
+def test_a_limit_that_is_just_met_is_kept(
+    evidence: Callable[..., list[Evidence]], limits: Limits, beyond: Limits
+) -> None:
+    figures = {"peak_memory_mib": 600.0, "energy_j_per_image": 5.0, "class_agreement": 0.99}
+    assert won(decide(evidence(record(case(), p50=10.0, **figures)), limits)) == "eager"
+    assert decide(evidence(record(case(), p50=10.0, **figures)), beyond).winner is None
 
 
 def test_a_limit_kept_by_the_estimate_and_not_by_its_interval_is_said(evidence: Callable[..., list[Evidence]]) -> None:
