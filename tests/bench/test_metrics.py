@@ -226,8 +226,12 @@ def test_a_step_that_waits_for_a_core_and_who_else_computes_are_seen() -> None:
     assert "wall_per_cpu" not in Latency().measure(made, BRIEF)
 
 
-def test_a_sustained_case_is_timed_for_all_its_time_however_narrow_the_interval() -> None:
+def test_a_sustained_case_is_timed_for_all_its_time_however_narrow_the_interval(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("bench.engine.sampling.TARGET", 10.0)  # every interval is
     brief = msgspec.structs.replace(BRIEF, sustained_s=1.0)
+    assert Latency().measure(subject(), brief)["stopped"] == "interval"
     found = Latency().measure(subject(regime="sustained"), brief)
     assert found["stopped"] == "time"
     assert found["samples"] * found["wall_step_ms"] >= 1000
