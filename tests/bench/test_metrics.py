@@ -231,7 +231,8 @@ def test_a_sustained_case_is_timed_for_all_its_time_however_narrow_the_interval(
 ) -> None:
     monkeypatch.setattr("bench.engine.sampling.TARGET", 10.0)  # every interval is
     brief = msgspec.structs.replace(BRIEF, sustained_s=1.0)
-    assert Latency().measure(subject(), brief)["stopped"] == "interval"
+    patient = msgspec.structs.replace(BRIEF, measure_s=60.0)
+    assert Latency().measure(subject(), patient)["stopped"] == "interval"
     found = Latency().measure(subject(regime="sustained"), brief)
     assert found["stopped"] == "time"
     assert found["samples"] * found["wall_step_ms"] >= 1000

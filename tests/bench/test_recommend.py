@@ -12,7 +12,7 @@ from bench.readings import Ceiling
 from bench.recommend.ahead import ahead
 from bench.recommend.answer import answers
 from bench.recommend.decide import Decision, decide
-from bench.recommend.evidence import SCATTER, Evidence, questions, weigh
+from bench.recommend.evidence import SCATTER, Evidence, Interval, questions, weigh
 from bench.recommend.limits import OPTION, Limits
 from bench.results import Header, Record, Run, Status
 from bench.support import unsupported
@@ -86,6 +86,24 @@ def test_what_speaks_against_a_winner_is_said_with_it_and_nothing_else(
     first, alone = winner.caveats
     assert first.startswith(said)
     assert alone.startswith("one process: another draws another speed")
+
+
+@pytest.mark.parametrize(("figures", "said"), AGAINST, ids=lambda part: part[:12] if isinstance(part, str) else "")
+def test_what_speaks_against_one_of_several_processes_speaks_against_their_case(
+    header: Header, figures: dict[str, str | bool], said: str
+) -> None:
+    for runs in ([[record(case(), **figures)], [record(case())]], [[record(case())], [record(case(), **figures)]]):
+        (one,) = _evidence(header, runs)
+        (caveat,) = one.caveats
+        assert caveat.startswith(said)
+
+
+def test_intervals_overlap_where_they_touch_whichever_is_asked() -> None:
+    one, next_to_it, apart = (Interval(value=low, low=low, high=low + 1) for low in (1.0, 2.0, 2.1))
+    assert one.overlaps(next_to_it)
+    assert next_to_it.overlaps(one)
+    assert not one.overlaps(apart)
+    assert not apart.overlaps(one)
 
 
 def test_a_winner_of_changed_sources_says_that_it_does_not_count(header: Header) -> None:
@@ -235,7 +253,9 @@ def test_agreement_that_means_nothing_keeps_no_limit_on_agreement(evidence: Call
 
 
 def test_agreement_is_rounded_down(evidence: Callable[..., list[Evidence]]) -> None:
-    assert decide(evidence(record(case(), class_agreement=0.99999)), Limits(min_agreement=1.0)).winner is None
+    found = evidence(record(case(), class_agreement=0.99999))
+    assert decide(found, Limits(min_agreement=1.0)).winner is None
+    assert found[0].estimates["agreement"].value == 0.9999
 
 
 def test_where_nothing_fits_the_smallest_relaxation_comes_first(evidence: Callable[..., list[Evidence]]) -> None:
