@@ -150,6 +150,15 @@ def test_what_one_of_several_processes_did_not_find_is_not_known(header: Header)
         assert one.start_ms is None
 
 
+@pytest.mark.parametrize(
+    ("figure", "quantity"), [("images_per_s", "throughput"), ("class_agreement", "agreement"), ("p50_ms", "latency")]
+)
+def test_a_figure_that_is_not_there_is_no_estimate(header: Header, figure: str, quantity: str) -> None:
+    (one,) = _evidence(header, [[record(case(), **{figure: None})]])
+    assert quantity not in one.estimates
+    assert "memory" in one.estimates
+
+
 def test_of_three_processes_the_median_counts_and_all_their_intervals(header: Header) -> None:
     (one,) = _evidence(header, [[record(case(), p50=p50, peak_memory_mib=p50)] for p50 in (30.0, 10.0, 20.0)])
     assert [one.estimates["memory"].value, one.estimates["memory"].low, one.estimates["memory"].high] == [20, 10, 30]
@@ -426,3 +435,6 @@ def test_a_roofline_is_told_of_only_where_the_run_has_ceilings(header: Header) -
     ceiling = Ceiling(device="cpu", threads=2, precision="fp32", tflop_per_s=2.0, gb_per_s=40.0)
     (with_ceilings,) = _evidence(msgspec.structs.replace(header, ceilings=(ceiling,)), [[one]])
     assert with_ceilings.shares == pytest.approx({"mfu": 0.25, "bandwidth_share": 0.25})
+    other = record(case("compile"), p50=50.0, gflop=50.0, gbyte=1.0)
+    both = _evidence(msgspec.structs.replace(header, ceilings=(ceiling,)), [[one, other]])
+    assert [each.shares["mfu"] for each in both] == pytest.approx([0.25, 0.5]), "each its own"
