@@ -20,6 +20,8 @@ from bench.errors import UsageError
 
 LONGEST_HELLO = 10_000
 """Bytes of one machine's name and number."""
+END = b"\n"
+"""Of a hello."""
 HALF_MESSAGE_S = 10
 RETRY_S = 0.25
 
@@ -148,7 +150,12 @@ def _listener(here: Place) -> socket.socket | None:
     family = next(iter(mine), addresses[0][0])
     try:
         # On all addresses: to itself a machine's name is often a loopback address.
-        return socket.create_server(("", here.port), family=family, backlog=min(here.count, socket.SOMAXCONN))
+        return socket.create_server(
+            ("", here.port),
+            family=family,
+            backlog=min(here.count, socket.SOMAXCONN),
+            dualstack_ipv6=family == socket.AF_INET6 and socket.has_dualstack_ipv6(),
+        )
     except OSError as error:
         if here.number is None and error.errno == errno.EADDRINUSE:  # by number 0, on the same machine
             return None
@@ -167,7 +174,7 @@ def _is_mine(family: int, address: object) -> bool:
 def _receive(here: Place, listener: socket.socket, wait_s: float) -> Met:
     end = time.monotonic() + wait_s
     came: list[tuple[_Hello, Connection]] = []
-    knocking: list[Connection] = []
+    knocking: dict[Connection, bytes] = {}
     while len(came) < here.count - 1:
         waiting = [link for _, link in came]
         ready = wait([listener, *knocking, *waiting], timeout=max(0.0, end - time.monotonic()))
@@ -178,11 +185,17 @@ def _receive(here: Place, listener: socket.socket, wait_s: float) -> Met:
             )
         came = [one for one in came if one[1] not in ready]  # not welcomed yet, it has nothing to say but that it left
         if listener in ready:
-            knocking.append(_link(listener.accept()[0]))
+            knocking[_link(listener.accept()[0])] = b""
         for link in [one for one in knocking if one in ready]:
-            knocking.remove(link)
-            with contextlib.suppress(EOFError, OSError, msgspec.DecodeError):  # anyone can knock at a port
-                came.append((msgspec.json.decode(link.recv_bytes(LONGEST_HELLO), type=_Hello), link))
+            said = knocking.pop(link)
+            try:
+                said += (more := os.read(link.fileno(), LONGEST_HELLO))
+                if more and not said.endswith(END) and len(said) < LONGEST_HELLO:
+                    knocking[link] = said  # the rest may never come: the others are heard meanwhile
+                else:
+                    came.append((msgspec.json.decode(said, type=_Hello), link))
+            except (OSError, msgspec.DecodeError):  # anyone can knock at a port
+                link.close()
     came.sort(key=lambda one: (one[0].number or 0, one[0].name))
     names = (platform.node(), *(hello.name for hello, _ in came))
     links = {number: link for number, (_, link) in enumerate(came, start=1)}
@@ -201,7 +214,7 @@ def _come(here: Place, wait_s: float) -> Met:
     end = time.monotonic() + wait_s
     link = _reached(here, end, wait_s)
     try:
-        link.send_bytes(msgspec.json.encode(_Hello(name=platform.node(), number=here.number)))
+        os.write(link.fileno(), msgspec.json.encode(_Hello(name=platform.node(), number=here.number)) + END)
         said = link.poll(max(0.0, end - time.monotonic()))
         answer = link.recv_bytes(LONGEST_HELLO * here.count) if said else b""
         welcome = msgspec.json.decode(answer, type=_Welcome)

@@ -24,6 +24,14 @@ def test_the_interval_is_that_of_student_over_trials() -> None:
     assert found.change == pytest.approx(math.expm1(0.04))
     assert found.low == pytest.approx(math.expm1(0.04 - half), rel=1e-6)
     assert found.high == pytest.approx(math.expm1(0.04 + half), rel=1e-6)
+    eighty = 0.978472 * statistics.stdev([0.01, 0.03, 0.05, 0.07]) / 2  # t of 80 %
+    assert found.smallest == pytest.approx(math.expm1(half + eighty), rel=1e-6)
+
+
+def test_a_single_trial_and_one_past_all_numbers_bound_nothing() -> None:
+    one = estimate([0.1], RULE)
+    assert (one.change, one.low, one.high, one.smallest) == (math.expm1(0.1), -1.0, math.inf, math.inf)
+    assert estimate([0.0, 900.0], RULE).high == math.inf
 
 
 @given(logs)
@@ -47,6 +55,11 @@ def test_an_interval_holds_its_estimate(values: list[float]) -> None:
         ((-0.10, -0.11, -0.10, -0.11), "FASTER"),
         ((0.001, -0.001, 0.002, 0.0), "SAME"),
         ((0.015, 0.016, 0.015, 0.016), "SAME"),  # certainly slower, by less than anybody cares
+        ((-0.015, -0.016, -0.015, -0.016), "SAME"),
+        ((math.log(1.0199),) * 4, "SAME"),
+        ((math.log(1.0201),) * 4, "SLOWER"),
+        ((-math.log(1.0199),) * 4, "SAME"),
+        ((-math.log(1.0201),) * 4, "FASTER"),
         ((0.1, -0.1, 0.2, 0.0), "INCONCLUSIVE"),
         ((0.10, 0.11, 0.10), "INCONCLUSIVE"),  # too few
         ((0.10, 0.11, math.inf, 0.1), "INCONCLUSIVE"),
@@ -70,12 +83,16 @@ def test_a_clock_that_moved_is_no_regression() -> None:
     moved = [Trial(time=0.1, cycles=0.0)] * 4
     assert leaning(moved, RULE) == "INCONCLUSIVE"
     assert leaning([Trial(time=0.1, cycles=0.1)] * 4, RULE) == "SLOWER"
+    assert leaning([Trial(time=0.0, cycles=0.1)] * 4, RULE) == "SAME", "it is time that counts"
+    assert leaning([*[Trial(time=0.1, cycles=0.0)] * 3, Trial(time=0.1)], RULE) == "SLOWER", "not known of all"
 
 
 @pytest.mark.parametrize(
     ("base", "head", "floor", "word"),
     [
         (100.0, 100.5, 0.0, "SAME"),
+        (100.0, 100.2, 0.0, "SAME"),
+        (100.0, 99.6, 0.0, "SAME"),
         (100.0, 100.6, 0.0, "SLOWER"),
         (100.0, 99.0, 0.0, "FASTER"),
         (1000.0, 1001.1, 1.0, "SLOWER"),  # 1 MiB, though a small share
@@ -125,13 +142,59 @@ def test_trials_are_added_to_what_is_inconclusive_while_time_remains() -> None:
 
 def test_a_dropped_row_is_not_asked_for_again() -> None:
     gate = Proceedings(["a", "b"], RULE, 1e9, random.Random(1))  # noqa: S311
-    gate.ask(0.0)
-    gate.drop("a")
+    first = gate.ask(0.0)
+    assert first is not None
+    (other,) = {"a", "b"} - {first}  # due in the round that is under way
+    gate.drop(other)
+    gate.tell(first, Trial(time=0.0), 1.0)
     asked = set()
     while (row := gate.ask(0.0)) is not None:
         asked.add(row)
         gate.tell(row, Trial(time=0.0), 1.0)
-    assert asked == {"b"}
+    assert asked == {first}
+
+
+def test_what_is_owed_is_counted_down_through_both_passes() -> None:
+    gate, owed = Proceedings(["slow"], RULE, 1e9, random.Random(1)), []  # noqa: S311
+    assert gate.trial_s == 0
+    while (row := gate.ask(0.0)) is not None:
+        owed.append(gate.waiting)
+        gate.tell(row, Trial(time=0.1), 2.0)
+    assert owed == [*range(RULE.fewest, 0, -1), *range(2 * RULE.fewest, 0, -1)]
+    assert gate.waiting == 0
+    assert gate.trial_s == 2.0
+    assert len(gate.evidence("slow")) == 3 * RULE.fewest
+
+
+@pytest.mark.parametrize(("budget_s", "trials"), [(16.9, 4), (17.0, 5), (18.0, 6)])
+def test_no_trial_is_added_in_the_time_that_confirming_will_take(budget_s: float, trials: int) -> None:
+    # Eight seconds for the first pass, eight for the suspect's second: what is left goes to the inconclusive row.
+    gate, asked = course({"noisy": 0.0, "slow": 0.3}, budget_s=budget_s, noise=0.05)
+    assert (gate.word("noisy"), gate.word("slow")) == ("INCONCLUSIVE", "SLOWER")
+    assert len(gate.first["noisy"]) == trials
+    assert len(asked) == 8 + (trials - 4) + 8
+
+
+def test_time_that_runs_out_within_a_round_of_further_trials_ends_it() -> None:
+    rows, draw = ["a", "b", "c"], random.Random(1)  # noqa: S311
+    gate = Proceedings(rows, RULE, 100.0, draw)
+    values = {row: iter([0.3, -0.3] * RULE.most) for row in rows}
+    for number in range(len(rows) * RULE.fewest + 2):
+        row = gate.ask(float(number))
+        assert row is not None
+        gate.tell(row, Trial(time=next(values[row])), 1.0)
+    assert gate.phase == "more trials"
+    assert gate.ask(99.5) is None
+
+
+def test_a_suspect_that_is_dropped_is_not_confirmed() -> None:
+    gate = Proceedings(["a", "b"], RULE, 1e9, random.Random(1))  # noqa: S311
+    while (row := gate.ask(0.0)) is not None:
+        if gate.phase == "confirming pass" and row == "a":
+            gate.drop("a")
+        else:
+            gate.tell(row, Trial(time=0.1), 1.0)
+    assert [len(trials) for trials in gate.confirming.values()] == [2 * RULE.fewest]
 
 
 @pytest.mark.parametrize("noise", [0.003, 0.01, 0.02, 0.06])

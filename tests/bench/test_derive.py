@@ -3,13 +3,14 @@
 import io
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
 from rich.console import Console
 
 from bench.case import Case
-from bench.derive import ceiling_of, derived, roofline
+from bench.derive import ceiling_of, derived, place_of, roofline
 from bench.readings import Ceiling, Stage
 from bench.report.stages import stage_rows
 from bench.report.terminal import show
@@ -70,6 +71,44 @@ def test_break_even_is_where_both_have_spent_the_same(header: Header, make_recor
     # Eager never breaks even with itself; who is slower never does; without eager nothing is said.
     assert all("break_even_images" not in other for other in (found[0], found[2], found[3]))
     assert found[1]["compile_cold_ms"] == 5015.0
+
+
+def test_who_is_hardly_faster_breaks_even_late_and_who_is_no_faster_never_does(
+    header: Header, make_record: MakeRecord, tmp_path: Path
+) -> None:
+    eager = make_record(Case(), p50_ms=10.0, first_call_ms=20.0, images_per_s=100.0)
+    same = make_record(Case(implementation="compile"), p50_ms=10.0, first_call_ms=5020.0, images_per_s=100.0)
+    hardly = make_record(Case(implementation="compile_freezing"), p50_ms=9.5, first_call_ms=520.0, images_per_s=105.0)
+    cheap = make_record(Case(implementation="folded"), p50_ms=9.0, first_call_ms=10.0, images_per_s=110.0)
+    found = list(derived(run_of(header, tmp_path, eager, same, hardly, cheap)))
+    assert "break_even_images" not in found[1]
+    assert found[2]["break_even_images"] == pytest.approx(500 / (10 - 1000 / 105))
+    assert found[3]["break_even_images"] == 0, "it never was behind"
+
+
+@pytest.mark.parametrize("lacks", [{"images_per_s": 0.0}, {"images_per_s": None}, {"first_call_ms": None}], ids=str)
+def test_without_a_figure_of_eagers_nobody_breaks_even(
+    header: Header, make_record: MakeRecord, tmp_path: Path, lacks: dict[str, float | None]
+) -> None:
+    figures: dict[str, Any] = {"p50_ms": 10.0, "first_call_ms": 20.0, "images_per_s": 100.0}
+    fast = make_record(Case(implementation="compile"), p50_ms=5.0, first_call_ms=5020.0, images_per_s=200.0)
+    _, found = derived(run_of(header, tmp_path, make_record(Case(), **{**figures, **lacks}), fast))
+    assert set(found) == {"compile_cold_ms"}
+
+
+@pytest.mark.parametrize("median", [{}, {"p50_ms": 0.0}, {"p50_ms": None}], ids=str)
+def test_nothing_follows_without_a_median(
+    header: Header, make_record: MakeRecord, tmp_path: Path, median: dict[str, Any]
+) -> None:
+    run = run_of(header, tmp_path, make_record(Case(), gflop=1.0, gbyte=1.0, first_call_ms=9.0, **median))
+    assert list(derived(run)) == [{}]
+
+
+def test_a_gpus_ceiling_is_that_of_no_threads_and_a_process_has_its_share_of_the_cores() -> None:
+    assert place_of(Case(devices="1gpu", precision="bf16"), 8) == ("gpu", 0, "bf16")
+    assert place_of(Case(devices="2cpu", task="train"), 8) == ("cpu", 4, "fp32")
+    assert place_of(Case(devices="2cpu", task="train"), 1) == ("cpu", 1, "fp32")
+    assert place_of(Case(threads=3), 8) == ("cpu", 3, "fp32")
 
 
 def test_what_failed_has_no_derived_figures_and_is_no_baseline(

@@ -1,4 +1,5 @@
 import json
+import math
 import resource
 from collections.abc import Callable
 
@@ -97,6 +98,23 @@ def test_the_smallest_difference_is_exceeded_by_chance_in_5_of_100_pairs(make_re
         false += abs(one.mean() / other.mean() - 1) > known.smallest
     # Student's t for eight degrees of freedom is wider than a spread that 2,000 processes have told.
     assert 0.01 < false / 4000 < 0.05
+
+
+def test_noise_is_told_of_three_processes_at_least_and_intervals_of_those_that_have_one(
+    make_record: MakeRecord,
+) -> None:
+    hours = iter(range(0, 10**6, 3600))
+    found = noise.noise(same_case(make_record, 5, 0.01), lambda: float(next(hours)))
+    assert found is not None
+    assert found.processes == 3
+    wide = [
+        make_record(noise.CASE, p50_ms=10.0, p50_low_ms=10 - half, p50_high_ms=10 + half, disturbed=half == 0.2)
+        for half in (0.1, 0.2, 0.3)
+    ]
+    told = noise.scatter([*wide, make_record(noise.CASE, p50_ms=10.0)])
+    assert (told.processes, told.disturbed, told.between) == (4, 0.25, 0.0)
+    assert told.within == pytest.approx(0.02)
+    assert math.isnan(noise.scatter([make_record(noise.CASE, p50_ms=10.0)] * 2).within)
 
 
 def test_a_noise_that_others_made_is_bad_news_and_a_case_that_does_not_run_too(make_record: MakeRecord) -> None:

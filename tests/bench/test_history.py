@@ -189,6 +189,11 @@ def test_a_run_without_a_yardstick_blames_no_machine(make_run: Callable[..., Run
 def test_counts_that_do_not_scatter_have_steps_too(detect: Callable[[Sequence[float]], list[Step]]) -> None:
     assert [step.change for step in detect([50.0] * 5 + [60.0] * 5)] == pytest.approx([0.2])
     assert detect([50.0] * 10) == []
+    assert detect([100.0] * 5 + [102.1] * 5)
+    assert detect([100.0] * 5 + [101.9] * 5) == [], "nobody cares"
+    assert detect([102.1] * 5 + [100.0] * 5)[0].worse is False
+    assert detect([50.0] * 3 + [60.0] * 3), "three on each side are enough"
+    assert detect([50.0] * 3 + [60.0] * 2) == []
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """How machines find each other, agree and stay in step, each played by a thread."""
 
 import contextlib
+import os
 import socket
 import threading
 import time
@@ -12,7 +13,7 @@ import pytest
 
 from bench.engine.protocol import Outcome
 from bench.errors import UsageError
-from bench.meeting import Place, place
+from bench.meeting import LONGEST_HELLO, Place, _is_mine, place
 from bench.peers import Peers
 from bench.results import Header
 from bench.terms import Terms, agree, terms
@@ -74,22 +75,22 @@ class Thing(msgspec.Struct, frozen=True):
 
 
 @contextlib.contextmanager
-def together(count: int, *, strange: bytes = b"", leaves: bool = False) -> Iterator[list[Peers]]:
-    """Peers that have met, in order; each in a thread while they did, and after a stranger has knocked, or left."""
+def together(count: int, *strange: bytes, leave: bool = False, wait_s: float = 60) -> Iterator[list[Peers]]:
+    """Peers that have met, in order; each in a thread while they did, and after strangers have knocked, or left."""
     with endpoint() as where:
         host, _, port = where.partition(":")
         peers = [Peers(Place(count=count, host=host, port=int(port), number=number)) for number in range(count)]
-        threads = [threading.Thread(target=one.meet, args=(60,)) for one in peers]
+        threads = [threading.Thread(target=one.meet, args=(wait_s,)) for one in peers]
         threads[0].start()
-        with contextlib.ExitStack() as stranger:
-            if strange:
-                stranger.enter_context(_knocking(host, int(port))).sendall(strange)
-            if leaves:
-                stranger.close()
+        with contextlib.ExitStack() as strangers:
+            for said in strange:
+                strangers.enter_context(_knocking(host, int(port))).sendall(said)
+            if leave:
+                strangers.close()
             for thread in threads[1:]:
                 thread.start()
-        for thread in threads:
-            thread.join()
+            for thread in threads:
+                thread.join()
         try:
             yield peers
         finally:
@@ -122,17 +123,84 @@ def in_threads(act: Callable[[Peers], None], peers: list[Peers]) -> None:
         thread.join()
 
 
-@pytest.mark.parametrize("strange", [b"", b"GET / HTTP/1.1\r\n\r\n", b"\0\0\0\4nope"])
-def test_each_hears_what_all_have_in_order_and_strangers_are_not_counted(strange: bytes) -> None:
-    with together(3, strange=strange) as peers:
+@pytest.mark.parametrize("strange", [(), (b"GET / HTTP/1.1\r\n\r\n",), (b"nope\n",), (b"4\n",)])
+def test_each_hears_what_all_have_in_order_and_strangers_are_not_counted(strange: tuple[bytes, ...]) -> None:
+    with together(3, *strange) as peers:
         for _ in range(3):
             assert all_gather(peers) == [[Thing(0), Thing(1), Thing(2)]] * 3
 
 
+def test_what_one_has_to_say_may_be_long() -> None:
+    class Long(msgspec.Struct, frozen=True):
+        value: str
+
+    told: list[object] = []
+    with together(2) as peers:
+        in_threads(lambda one: told.append(one.gather(Long("x" * 10_000_000), 60)), peers)
+    assert told == [[Long("x" * 10_000_000)] * 2] * 2
+
+
+def test_strangers_who_say_half_a_hello_hold_nobody_up() -> None:
+    # To wait ten seconds for the rest of each would be longer than nodes wait for each other here.
+    with together(3, b'{"name":', b'{"name":"half', wait_s=15) as peers:
+        assert peers[0].met.names == peers[2].met.names
+        assert "half" not in peers[0].met.names
+
+
+def test_a_stranger_who_never_comes_to_an_end_is_shown_out() -> None:
+    with endpoint() as where:
+        peers = [Peers(place(2, where, {})) for _ in range(2)]
+        first = threading.Thread(target=peers[0].meet, args=(60,))
+        first.start()
+        with _knocking("127.0.0.1", peers[0].place.port) as stranger:
+            stranger.sendall(b"x" * LONGEST_HELLO)
+            stranger.settimeout(20)
+            assert stranger.recv(1) == b""
+        peers[1].meet(60)
+        first.join()
+        for one in peers:
+            one.leave()
+
+
 def test_who_leaves_before_all_have_come_is_not_counted() -> None:
-    with together(3, strange=b'\0\0\0\x1a{"name":"gone","number":1}', leaves=True) as peers:
+    with together(3, b'{"name":"gone","number":1}\n', leave=True) as peers:
         assert "gone" not in peers[0].met.names
         assert all_gather(peers) == [[Thing(0), Thing(1), Thing(2)]] * 3
+
+
+@pytest.mark.skipif(not _is_mine(socket.AF_INET6, "::1"), reason="no IPv6 here")
+def test_a_node_that_knows_only_the_old_protocol_comes_to_one_that_listens_by_the_new() -> None:
+    with endpoint() as where:
+        port = int(where.split(":")[1])
+        hosts = enumerate(["::1", "127.0.0.1"])
+        peers = [Peers(Place(count=2, host=host, port=port, number=number)) for number, host in hosts]
+        in_threads(lambda one: one.meet(10), peers)
+        assert all_gather(peers) == [[Thing(0), Thing(1)]] * 2
+        for one in peers:
+            one.leave()
+
+
+def test_the_port_of_the_ranks_is_given_to_nobody_and_ranks_can_listen_there_case_after_case() -> None:
+    with together(2) as peers:
+        port = peers[0].met.ranks_port
+        assert peers[1].met.ranks_port == port
+        with socket.socket() as other, pytest.raises(OSError, match="in use"):
+            other.bind(("", port))
+        for _ in range(2):
+            with socket.create_server(("", port)), socket.create_connection(("127.0.0.1", port)):
+                pass
+
+
+def test_a_machine_that_vanished_without_a_word_is_missed_within_minutes() -> None:
+    with together(2) as peers:
+        for link in (*peers[0].met.links.values(), *peers[1].met.links.values()):
+            with socket.socket(fileno=os.dup(link.fileno())) as one:
+                assert one.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+                idle, each, probes = (
+                    one.getsockopt(socket.IPPROTO_TCP, option)
+                    for option in (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT)
+                )
+                assert idle + each * probes <= 180
 
 
 @pytest.mark.parametrize(
@@ -152,6 +220,25 @@ def test_what_listens_there_and_is_no_node_is_refused_at_once_whatever_it_says(s
         with pytest.raises(UsageError, match=f":{port}: what listens there has not made this one of its 2"):
             Peers(Place(count=2, host="127.0.0.1", port=port, number=1)).meet(60)
         thread.join()
+
+
+def test_half_a_welcome_is_not_waited_for_to_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bench.meeting.HALF_MESSAGE_S", 1)
+    refused, in_time = threading.Event(), []
+    with socket.create_server(("127.0.0.1", 0)) as other:
+
+        def answer() -> None:
+            with other.accept()[0] as knocked:
+                knocked.sendall(b'\0\0\0\x40{"number"')
+                in_time.append(refused.wait(20))
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        with pytest.raises(UsageError, match="what listens there has not made this one of its 2"):
+            Peers(Place(count=2, host="127.0.0.1", port=other.getsockname()[1], number=1)).meet(60)
+        refused.set()
+        thread.join()
+    assert in_time == [True]
 
 
 def test_more_nodes_than_can_ever_queue_are_waited_for() -> None:

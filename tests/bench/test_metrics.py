@@ -1,19 +1,25 @@
 """Metrics of the engine in this process, on tiny cases: what they count is compared with what can be reckoned."""
 
 import os
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
+import msgspec
 import pytest
 import torch
 
 import kernels
 from bench.case import Case
 from bench.distributed import Group
-from bench.engine.accuracy import Accuracy
+from bench.engine.accuracy import Accuracy, _limit, _meaningful
 from bench.engine.compiled import graph_breaks
-from bench.engine.latency import Latency
+from bench.engine.latency import Latency, _disturbed
+from bench.engine.metric import Found
 from bench.engine.saved import Saved
 from bench.engine.second_size import SecondSize
 from bench.engine.stages import Stages
@@ -169,6 +175,107 @@ def test_a_cold_case_really_writes_more_than_a_cache_holds() -> None:
     from bench.engine.latency import FLUSHED_MIB, _flush
 
     assert _flush(subject(task="layer", cache="cold"))().numel() == FLUSHED_MIB * 2**20  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("threads", "others", "wall_per_cpu", "expected"),
+    [
+        (1, 0.0, 1.09, False),
+        (1, 0.0, 1.11, True),
+        (2, 0.0, 9.0, False),  # threads that wait for each other use no core
+        (2, 2.05, 1.0, False),  # of four cores
+        (2, 2.15, 1.0, True),
+        (9, 0.05, 1.0, False),  # more threads than cores are the case's own doing
+        (9, 0.15, 1.0, True),
+    ],
+)
+def test_a_case_is_disturbed_when_others_want_its_cores(
+    monkeypatch: pytest.MonkeyPatch,
+    threads: int,
+    others: float,
+    wall_per_cpu: float,
+    expected: bool,  # noqa: FBT001
+) -> None:
+    monkeypatch.setattr("psutil.cpu_count", lambda: 4)
+    made = subject()
+    torch.set_num_threads(threads)
+    assert _disturbed(made, others, wall_per_cpu) == expected
+
+
+def test_a_step_that_waits_for_a_core_and_who_else_computes_are_seen() -> None:
+    made = subject()
+    network = made.call
+
+    def slow(*images: torch.Tensor) -> Any:  # noqa: ANN401
+        time.sleep(0.005)
+        return network(*images)
+
+    object.__setattr__(made, "call", slow)
+    with subprocess.Popen(
+        [sys.executable, "-c", "print(flush=True)\nwhile True: pass"], stdout=subprocess.PIPE
+    ) as busy:
+        assert busy.stdout is not None
+        busy.stdout.readline()
+        found = Latency().measure(made, msgspec.structs.replace(BRIEF, measure_s=1.0))
+        busy.kill()
+    assert found["wall_per_cpu"] > 1.1
+    assert found["disturbed"] is True
+    assert found["others_cores"] > 0.1
+    assert found["wall_step_ms"] >= fmean(found.samples_ms), "with what goes on between steps"
+    torch.set_num_threads(2)
+    assert "wall_per_cpu" not in Latency().measure(made, BRIEF)
+
+
+def test_a_sustained_case_is_timed_for_all_its_time_however_narrow_the_interval(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("bench.engine.sampling.TARGET", 10.0)  # every interval is
+    brief = msgspec.structs.replace(BRIEF, sustained_s=1.0)
+    patient = msgspec.structs.replace(BRIEF, measure_s=60.0)
+    assert Latency().measure(subject(), patient)["stopped"] == "interval"
+    found = Latency().measure(subject(regime="sustained"), brief)
+    assert found["stopped"] == "time"
+    assert found["samples"] * found["wall_step_ms"] >= 1000
+
+
+@pytest.mark.parametrize(
+    ("axes", "dice", "largest", "expected"),
+    [
+        ({}, 0.9, 1.0, True),
+        ({}, 0.89, 0.5, False),
+        ({"modification": "head"}, 1.0, 0.5, False),
+        ({}, None, 0.99, True),
+        ({}, None, 0.991, False),
+    ],
+)
+def test_an_agreement_means_something_only_of_a_network_that_tells_classes_apart(
+    axes: dict[str, str],
+    dice: float | None,
+    largest: float,
+    expected: bool,  # noqa: FBT001
+) -> None:
+    made = subject(**axes)
+    object.__setattr__(made, "fitted_dice", dice)
+    assert _meaningful(made, Found(largest_class=largest)) == expected
+
+
+@pytest.mark.parametrize(
+    ("axes", "margin", "floor"),
+    [({}, 1.5, 1e-4), ({"task": "layer"}, 1.5, 1e-4), ({"task": "train"}, 2.5, 4e-3)],
+    ids=str,
+)
+def test_a_limit_is_a_margin_over_eager_with_a_floor(axes: dict[str, str], margin: float, floor: float) -> None:
+    made = subject(**axes)
+    assert _limit(made, 1.0) == margin
+    assert _limit(made, 0.0) == floor
+
+
+def test_eager_at_the_cases_own_precision_is_the_measure_of_fewer_bits() -> None:
+    for precision, eagers in (("fp32", 0.0), ("bf16", None)):
+        made = subject(precision=precision)
+        found = Accuracy().measure(made, BRIEF)
+        eager = eagers if eagers is not None else found["rel_l2"]
+        assert found["rel_l2_limit"] == max(1e-4, 1.5 * eager)
 
 
 def test_a_second_size_is_one_column_narrower_and_runs() -> None:

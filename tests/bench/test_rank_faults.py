@@ -2,10 +2,12 @@
 
 import contextlib
 from collections.abc import Iterator
+from pathlib import Path
 
 import psutil
 import pytest
 
+from bench import fitted
 from bench.case import Case
 from bench.processes import MARK
 
@@ -55,3 +57,20 @@ def test_a_fault_of_one_rank_is_told_of_that_rank_and_the_next_case_is_measured(
         assert found[fault].wall_s < LIMIT_S
     assert found["eager"].status == "ok"
     assert not list(_left_behind(str(bench.results)))
+
+
+@pytest.mark.slow
+def test_ranks_with_weights_of_different_fits_are_not_measured(
+    bench: Bench, fitted_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = fitted.Recipe(upsampling="transposed", width=TINY["width"], depth=TINY["depth"])  # type: ignore[arg-type]
+    monkeypatch.setenv("UNET_BENCH_CACHE", str(fitted_cache))
+    weights, dice = fitted.load(recipe)
+    monkeypatch.setenv("UNET_BENCH_CACHE", str(tmp_path))
+    other = dice / 2
+    fitted._write({"weights": weights, "dice": other, "digest": fitted._digest(weights, other)}, fitted.path(recipe))
+    bench.variables["CACHE_OF_RANK_1"] = str(tmp_path)
+    bench.measure(two_ranks("eager"))
+    record = bench.records()["eager"]
+    assert record.status == "crash"
+    assert "machines have weights of different fits: share one $UNET_BENCH_CACHE" in record.reason

@@ -13,7 +13,7 @@ from bench.recommend import limits
 from bench.recommend.ahead import ahead
 from bench.recommend.answer import answers
 from bench.recommend.decide import Decision, decide
-from bench.recommend.evidence import SCATTER, Evidence, questions, weigh
+from bench.recommend.evidence import SCATTER, Evidence, Interval, questions, weigh
 from bench.recommend.limits import OPTION, Limits
 from bench.results import Header, Record, Run, Status
 from bench.support import unsupported
@@ -89,6 +89,24 @@ def test_what_speaks_against_a_winner_is_said_with_it_and_nothing_else(
     assert alone.startswith("one process: another draws another speed")
 
 
+@pytest.mark.parametrize(("figures", "said"), AGAINST, ids=lambda part: part[:12] if isinstance(part, str) else "")
+def test_what_speaks_against_one_of_several_processes_speaks_against_their_case(
+    header: Header, figures: dict[str, str | bool], said: str
+) -> None:
+    for runs in ([[record(case(), **figures)], [record(case())]], [[record(case())], [record(case(), **figures)]]):
+        (one,) = _evidence(header, runs)
+        (caveat,) = one.caveats
+        assert caveat.startswith(said)
+
+
+def test_intervals_overlap_where_they_touch_whichever_is_asked() -> None:
+    one, next_to_it, apart = (Interval(value=low, low=low, high=low + 1) for low in (1.0, 2.0, 2.1))
+    assert one.overlaps(next_to_it)
+    assert next_to_it.overlaps(one)
+    assert not one.overlaps(apart)
+    assert not apart.overlaps(one)
+
+
 def test_a_winner_of_changed_sources_says_that_it_does_not_count(header: Header) -> None:
     changed = msgspec.structs.replace(header, environment=msgspec.structs.replace(header.environment, dirty=True))
     for each, expected in ((header, 0), (changed, 1)):
@@ -126,6 +144,34 @@ def test_two_processes_know_better_than_one(header: Header) -> None:
     assert (interval.low, interval.value, interval.high) == pytest.approx((10.0, 10.025, 10.05))
     alone = _evidence(header, once)[0].estimates["latency"]
     assert (alone.low, alone.high) == pytest.approx((10.0 * (1 - SCATTER), 10.0 * (1 + SCATTER)))
+
+
+def test_what_one_of_several_processes_did_not_find_is_not_known(header: Header) -> None:
+    whole = {"energy_j_per_image": 5.0, "load_ms": 1.0, "first_call_ms": 2.0}
+    lacks = {"agreement_meaningful": False, "p50_ms": None, "first_call_ms": None}
+    (both,) = _evidence(header, [[record(case(), **whole)], [record(case(), **whole)]])
+    assert set(both.estimates) == {"latency", "throughput", "memory", "energy", "agreement"}
+    assert both.start_ms == 3
+    for first, second in ((whole, lacks), (lacks, whole)):
+        (one,) = _evidence(header, [[record(case(), **first)], [record(case(), **second)]])
+        assert set(one.estimates) == {"memory"}
+        assert one.start_ms is None
+
+
+@pytest.mark.parametrize(
+    ("figure", "quantity"), [("images_per_s", "throughput"), ("class_agreement", "agreement"), ("p50_ms", "latency")]
+)
+def test_a_figure_that_is_not_there_is_no_estimate(header: Header, figure: str, quantity: str) -> None:
+    (one,) = _evidence(header, [[record(case(), **{figure: None})]])
+    assert quantity not in one.estimates
+    assert "memory" in one.estimates
+
+
+def test_of_three_processes_the_median_counts_and_all_their_intervals(header: Header) -> None:
+    (one,) = _evidence(header, [[record(case(), p50=p50, peak_memory_mib=p50)] for p50 in (30.0, 10.0, 20.0)])
+    assert [one.estimates["memory"].value, one.estimates["memory"].low, one.estimates["memory"].high] == [20, 10, 30]
+    assert (one.estimates["latency"].value, one.estimates["latency"].low) == (20, pytest.approx(10))
+    assert one.figure("p50_ms") == 20
 
 
 def test_records_of_older_sources_are_another_program(header: Header) -> None:
@@ -182,6 +228,24 @@ def test_a_limit_that_is_broken_is_named_with_how_much(evidence: Callable[..., l
     assert found.losers[0].reason == "memory 900 MiB, limit 800 MiB, 1.12 times as much"
 
 
+@pytest.mark.parametrize(
+    ("limits", "beyond"),
+    [
+        (Limits(max_latency_ms=10.0), Limits(max_latency_ms=9.99)),
+        (Limits(max_memory_mib=600.0), Limits(max_memory_mib=599.0)),
+        (Limits(max_joules=5.0), Limits(max_joules=4.99)),
+        (Limits(min_agreement=0.99), Limits(min_agreement=0.9901)),
+    ],
+    ids=str,
+)
+def test_a_limit_that_is_just_met_is_kept(
+    evidence: Callable[..., list[Evidence]], limits: Limits, beyond: Limits
+) -> None:
+    figures = {"peak_memory_mib": 600.0, "energy_j_per_image": 5.0, "class_agreement": 0.99}
+    assert won(decide(evidence(record(case(), p50=10.0, **figures)), limits)) == "eager"
+    assert decide(evidence(record(case(), p50=10.0, **figures)), beyond).winner is None
+
+
 def test_a_limit_kept_by_the_estimate_and_not_by_its_interval_is_said(evidence: Callable[..., list[Evidence]]) -> None:
     found = decide(evidence(record(case(), p50=10.0, width=2.0)), Limits(max_latency_ms=11))
     assert found.winner is not None
@@ -206,7 +270,9 @@ def test_agreement_that_means_nothing_keeps_no_limit_on_agreement(evidence: Call
 
 
 def test_agreement_is_rounded_down(evidence: Callable[..., list[Evidence]]) -> None:
-    assert decide(evidence(record(case(), class_agreement=0.99999)), Limits(min_agreement=1.0)).winner is None
+    found = evidence(record(case(), class_agreement=0.99999))
+    assert decide(found, Limits(min_agreement=1.0)).winner is None
+    assert found[0].estimates["agreement"].value == 0.9999
 
 
 @pytest.mark.parametrize(("value", "limit"), [(0.165, 0.165), (0.16501, 0.166), (1234.0, 1240.0), (7.0, 7.0)])
@@ -382,3 +448,6 @@ def test_a_roofline_is_told_of_only_where_the_run_has_ceilings(header: Header) -
     ceiling = Ceiling(device="cpu", threads=2, precision="fp32", tflop_per_s=2.0, gb_per_s=40.0)
     (with_ceilings,) = _evidence(msgspec.structs.replace(header, ceilings=(ceiling,)), [[one]])
     assert with_ceilings.shares == pytest.approx({"mfu": 0.25, "bandwidth_share": 0.25})
+    other = record(case("compile"), p50=50.0, gflop=50.0, gbyte=1.0)
+    both = _evidence(msgspec.structs.replace(header, ceilings=(ceiling,)), [[one, other]])
+    assert [each.shares["mfu"] for each in both] == pytest.approx([0.25, 0.5]), "each its own"

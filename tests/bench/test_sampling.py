@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from bench.distributed import Group
 from bench.engine import sampling
-from bench.engine.sampling import MOST, WARMUP_STEPS, Agree, T, sample, warm_up
+from bench.engine.sampling import Agree, T, _stopped, sample, warm_up
 from bench.results import Settings
 from bench.statistics import drift, summary
 
@@ -20,7 +20,7 @@ SHORT = Settings(measure_s=1.0, warmup_s=0.1, warmup_extra_s=0.2)
 
 
 class Simulated:
-    """A device whose steps take what it is told, on a clock that nothing else moves."""
+    """A device whose steps take what it is told, on a clock that nothing else moves, and that began long ago."""
 
     def __init__(self, durations_ms: Iterator[float], tick: Callable[[float], float] = lambda ms: ms / 1000) -> None:
         self.durations_ms, self.tick = durations_ms, tick
@@ -33,7 +33,7 @@ class Simulated:
         return durations
 
     def now(self) -> float:
-        return self.time_s
+        return 1000 + self.time_s
 
     def sample(
         self, settings: Settings = SHORT, step_ms: float = 10.0, *, early: bool = True
@@ -99,7 +99,7 @@ def test_a_clock_that_stands_still_ends_at_a_number_of_samples() -> None:
     device = Simulated(endless(rng, lambda one, count: one.lognormal(0, 3, count)), lambda _: 0.0)
     samples, stopped = device.sample(early=False)
     assert stopped == "samples"
-    assert MOST <= len(samples) < MOST + 26
+    assert 100_000 <= len(samples) < 100_000 + 26
 
 
 @pytest.mark.parametrize("jump_s", [3600.0, -3600.0])
@@ -141,6 +141,43 @@ def test_time_is_up_however_noisy_and_slow_steps_get_six_samples() -> None:
     assert len(samples) < 6
 
 
+@pytest.mark.parametrize(("step_ms", "count"), [(200.0, 10), (600.0, 6), (800.0, 5), (6000.0, 1)])
+def test_time_is_up_with_six_samples_or_after_twice_the_time(step_ms: float, count: int) -> None:
+    samples, stopped = Simulated(itertools.repeat(step_ms)).sample(Settings(measure_s=2.0), step_ms)
+    assert (len(samples), stopped) == (count, "time")
+
+
+@pytest.mark.parametrize(
+    ("apart", "of_the_time", "expected"),
+    [
+        (0.0066, 0.1, "interval"),  # half the interval is 0.754 times this: 0.498 %
+        (0.0067, 0.1, ""),
+        (0.01, 0.49, ""),  # too early to say
+        (0.009, 0.5, ""),  # will be under 0.5 % in time, as 1 / √time
+        (0.01, 0.5, "noise"),
+    ],
+)
+def test_half_an_interval_of_half_a_percent_is_enough_and_what_cannot_come_there_is_noise(
+    apart: float, of_the_time: float, expected: str
+) -> None:
+    samples = [10 * (1 + sign * apart) for sign in (1, -1) * 5 for _ in range(4)]
+    assert _stopped(samples, of_the_time, 1.0, early=True) == expected
+    assert _stopped(samples, of_the_time, 1.0, early=False) == ""
+
+
+def test_after_each_block_its_steps_are_told() -> None:
+    device = Simulated(itertools.repeat(10.0))
+    told: list[int] = []
+
+    def after_block(steps: int) -> None:
+        told.append(steps)
+        assert sum(told) == device.steps
+
+    samples, _ = sample(device.take, 10.0, SHORT, device.now, ALONE, after_block, early=False)
+    assert len(told) > 1
+    assert sum(told) == len(samples)
+
+
 def test_a_sustained_case_takes_all_its_time() -> None:
     device = Simulated(itertools.repeat(10.0))
     _, stopped = device.sample(Settings(measure_s=30.0), early=False)
@@ -158,10 +195,57 @@ def test_warm_up_runs_before_anything_is_timed() -> None:
     # 40 steps, each faster than the last, as while clocks rise; afterwards each takes 10 ms.
     device = Simulated(itertools.chain([50.0 - step for step in range(40)], itertools.repeat(10.0)))
     warmth = warm_up(device.take, Settings(warmup_s=0.5, warmup_extra_s=5.0), device.now, ALONE)
-    assert warmth.steps == device.steps >= max(WARMUP_STEPS, 40)
+    assert warmth.steps == device.steps >= 40
     assert warmth.ended == "agreed"
     samples, _ = sample(device.take, warmth.step_ms, SHORT, device.now, ALONE)
     assert set(samples) == {10.0}
+
+
+@pytest.mark.parametrize(("apart", "ended"), [(0.019, "agreed"), (0.021, "time")])
+def test_a_process_is_warm_when_three_windows_agree_within_2_percent(apart: float, ended: str) -> None:
+    levels = itertools.cycle([10.0, 10.0 * (1 + apart)])
+    device = Simulated(itertools.repeat(10.0))
+    warmth = warm_up(lambda count: [next(levels)] * len(device.take(count)), SHORT, device.now, ALONE)
+    assert warmth.ended == ended
+
+
+def test_slow_steps_are_warmed_up_by_three_of_them_and_the_first_call_is_no_window() -> None:
+    slow = Settings(warmup_s=0.1, warmup_extra_s=100.0)
+    for settings, expected in ((SHORT, (3, "time")), (slow, (4, "agreed"))):
+        device = Simulated(itertools.repeat(1000.0))
+        assert warm_up(device.take, settings, device.now, ALONE)[:2] == expected
+
+
+def test_steps_that_agree_at_once_are_still_taken_for_the_time_of_the_warm_up() -> None:
+    # The first call compiles, so that a window is thought to hold one step.
+    device = Simulated(itertools.chain([5000.0], itertools.repeat(10.0)))
+    assert warm_up(device.take, SHORT, device.now, ALONE).ended == "agreed"
+    assert 5.09 <= device.time_s < 5.3
+
+
+def test_a_few_disturbed_steps_keep_no_process_from_being_warm() -> None:
+    outliers = itertools.cycle([20.0, 40.0])
+    device = Simulated(itertools.repeat(10.0))
+
+    def take(count: int) -> list[float]:
+        durations = device.take(count)
+        return durations if count == 1 else [*durations[1:], next(outliers)]
+
+    assert warm_up(take, SHORT, device.now, ALONE).ended == "agreed"
+
+
+def test_a_window_is_a_third_of_the_warm_up_by_the_wall_and_the_last_three_count() -> None:
+    # As where a cache is cleared: of 125 ms from step to step, what is timed is 1 ms, once the clocks have risen.
+    levels, counts = itertools.chain([9.0, 3.0, 2.0], itertools.repeat(1.0)), []
+    device = Simulated(itertools.repeat(1.0), lambda _: 0.125)
+
+    def take(count: int) -> list[float]:
+        counts.append(len(device.take(count)))
+        return [next(levels)] * count
+
+    warmth = warm_up(take, Settings(warmup_s=3.75, warmup_extra_s=9.0), device.now, ALONE)
+    assert counts == [1, 10, 10, 10, 10, 10]
+    assert (warmth.steps, warmth.ended, warmth.step_ms) == (51, "agreed", pytest.approx(125))
 
 
 def test_a_device_that_never_settles_is_warmed_up_for_a_bounded_time() -> None:

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bench.statistics import half_width, summary
+from bench.statistics import drift, half_width, settled, summary
 
 durations = st.lists(st.floats(1e-3, 1e5), min_size=1, max_size=400)
 
@@ -30,6 +30,7 @@ def test_a_percentile_is_given_only_with_enough_samples_behind_it(percentile: in
 
 
 def test_the_median_has_an_interval_from_six_samples_on() -> None:
+    assert summary([1], 1)["p50_ms"] == 1
     assert "p50_low_ms" not in summary([1, 2, 3, 4, 5], 1)
     assert summary([1, 2, 3, 4, 5, 6], 1)["p50_low_ms"] == 1
     assert summary([1, 2, 3, 4, 5, 6], 1)["p50_high_ms"] == 6
@@ -64,3 +65,40 @@ def test_half_width_is_that_of_a_t_interval_of_block_medians() -> None:
     samples = [10.0 + block for block in range(10) for _ in range(3)]
     mean, deviation = 14.5, np.std(range(10), ddof=1)
     assert half_width(samples) == pytest.approx(2.262157 * deviation / math.sqrt(10) / mean, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("samples", "wider", "known"), [(40, 1.0, True), (39, 1.0, False), (40, 1.09, True), (40, 1.11, False)]
+)
+def test_noise_is_known_from_40_samples_whose_halves_scatter_alike_within_10_percent(
+    samples: int,
+    wider: float,
+    known: bool,  # noqa: FBT001
+) -> None:
+    first, second = np.linspace(10, 11, 20), np.linspace(10, 10 + wider, samples - 20)
+    assert settled([*first, *second]) == known
+    assert settled([*second, *first]) == known
+
+
+def blocks(*medians: float) -> list[float]:
+    return [median for median in medians for _ in range(2)]
+
+
+@pytest.mark.parametrize(("share", "drifting"), [(0.0101, True), (0.0099, False), (-0.0101, True), (-0.0099, False)])
+def test_a_trend_is_more_than_1_percent_from_the_first_block_to_the_last(share: float, drifting: bool) -> None:  # noqa: FBT001
+    samples = blocks(*(10 * (1 + share * (block / 9 - 0.5)) for block in range(10)))
+    assert drift(samples) == (pytest.approx(share), drifting)
+    assert drift(samples[:19]) == (0.0, False), "too few to say"
+
+
+@pytest.mark.parametrize(
+    ("ranks", "drifting"),
+    [
+        ((4, 3, 2, 1, 6, 5, 8, 7, 9, 10), True),  # 8 of 45 pairs the wrong way round: p = 0.009
+        ((4, 3, 2, 1, 6, 5, 8, 7, 10, 9), False),  # 9: p = 0.017
+    ],
+)
+def test_a_trend_is_ordered_at_p_under_1_percent(ranks: tuple[int, ...], drifting: bool) -> None:  # noqa: FBT001
+    moved, trend = drift(blocks(*(10 + rank for rank in ranks)))
+    assert moved > 0.4
+    assert trend == drifting
