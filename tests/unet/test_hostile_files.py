@@ -171,6 +171,7 @@ def test_another_architecture_is_refused_with_the_difference(tmp_path: Path) -> 
         (torch.ones(2, device="meta"), "outc.conv.bias is no dense tensor with values"),
     ],
 )
+@pytest.mark.filterwarnings("ignore:Sparse invariant checks")  # torch 2.11 says so while it reads one
 def test_a_tensor_of_another_kind_is_refused(tmp_path: Path, tensor: Tensor, said: str) -> None:
     state = UNet(3, 2, width=2, depth=1).state_dict()
     state["outc.conv.bias"] = tensor
