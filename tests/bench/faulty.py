@@ -52,10 +52,10 @@ def killed(model: nn.Module, _: Case) -> Callable[..., Any]:
 @implementation("hangs")
 def hangs(model: nn.Module, _: Case) -> Callable[..., Any]:
     def hang() -> None:
-        # A helper that has left the process group, ignores SIGTERM and would outlive a careless parent.
-        code = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(1000)"
-        helper = subprocess.Popen([sys.executable, "-c", code], start_new_session=True)
         if "HELPER_PID" in os.environ:
+            # A helper that has left the process group, ignores SIGTERM and would outlive a careless parent.
+            code = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(1000)"
+            helper = subprocess.Popen([sys.executable, "-c", code], start_new_session=True)
             Path(os.environ["HELPER_PID"]).write_text(str(helper.pid))
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         time.sleep(1000)
