@@ -116,7 +116,8 @@ def _change_points(values: Sequence[float]) -> list[int]:
 
     logs = np.log(np.asarray(values))
     noise = max(float(np.median(np.abs(np.diff(logs)))) / _NORMAL / math.sqrt(2), FINEST)
-    search = ruptures.Pelt(model="l2", min_size=FEWEST, jump=1).fit(logs[:, None] / noise)
+    # This is PELT too, of the same cost, and a thousand times as fast as `ruptures.Pelt`, which is not in C.
+    search = ruptures.KernelCPD(kernel="linear", min_size=FEWEST).fit(logs[:, None] / noise)
     return [int(at) for at in search.predict(pen=PENALTY * math.log(len(values)))[:-1]]
 
 
