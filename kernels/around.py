@@ -107,7 +107,8 @@ def store_logits(
         weight = weight[None, :] if PIXELS_AXIS == 0 else weight[:, None]
         logits = tl.sum(features * weight, 1 - PIXELS_AXIS) + tl.load(head_bias_ptr + k)
         logits = rounded(logits, logits_ptr.dtype.element_ty, UPCAST)
-        tl.store(place + k * stride_c, logits, mask=(h < height) & (w < width))
+        tl.store(place, logits, mask=(h < height) & (w < width))
+        place += stride_c  # of a large tensor k · stride_c does not fit 32 bits
 
 
 @triton.jit

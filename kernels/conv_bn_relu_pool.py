@@ -12,7 +12,6 @@ import functools
 from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.nn.functional as F  # noqa: N812 - the field's name
 from torch import Tensor
 
 from kernels import conv_bn_relu as plain
@@ -32,6 +31,7 @@ from kernels.convolution import (
 from kernels.convolve import Operands, compilation, nhwc, run
 from kernels.launch import place
 from kernels.packing import Sources, packed
+from kernels.passes import pooled_of
 from kernels.problem import ITEM_BYTES, Problem, Settings
 from kernels.settings import settings_for
 from kernels.spec import Kernel
@@ -120,8 +120,7 @@ count_flops(torch.ops.unet_kernels.conv_bn_relu_pool)
 def reference(*arguments: Any) -> tuple[Tensor, Tensor]:  # noqa: ANN401 - the op's
     """The same in plain PyTorch, in the dtype of its arguments: in fp64 what the kernel is held to."""
     y = plain.reference(*arguments)
-    small = y.shape[2] < 2 or y.shape[3] < 2  # noqa: PLR2004 - a window; PyTorch refuses a picture without one
-    return y, y[:, :, : y.shape[2] // 2, : y.shape[3] // 2] if small else F.max_pool2d(y, 2)
+    return y, pooled_of(y)
 
 
 def _outputs(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:

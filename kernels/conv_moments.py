@@ -30,7 +30,7 @@ from kernels.convolve import Operands, compilation, nhwc, run
 from kernels.defaults import default
 from kernels.launch import place
 from kernels.norm_relu import norm_relu
-from kernels.packing import Packed, copied
+from kernels.packing import Packed, copied, vector
 from kernels.problem import Family, Problem, Settings
 from kernels.spec import Kernel, tried
 from kernels.unet_layers import extremes, unet_layers
@@ -173,7 +173,7 @@ def reference(
 
 def _raw(weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Packed:
     # Not remembered: a training step uses it once, and the next one has other weights.
-    shift = None if bias is None else bias.detach().float().contiguous()
+    shift = None if bias is None else vector(bias, weight.shape[0]).contiguous()
     return Packed(copied(weight.permute(2, 3, 0, 1), dtype), None, shift)
 
 

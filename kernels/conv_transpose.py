@@ -28,7 +28,7 @@ from kernels.around import rounded
 from kernels.convolution import cast_activations
 from kernels.convolve import boxes, family_of, nhwc
 from kernels.launch import ahead, interpreting, launch, place
-from kernels.packing import copied, packed
+from kernels.packing import copied, packed, vector
 from kernels.problem import DTYPES, ITEM_BYTES, Family, Problem, Settings, precision_of
 from kernels.spec import Compilation, Kernel
 from kernels.unet_layers import TRANSPOSED_LAYERS
@@ -156,7 +156,8 @@ class Sources(NamedTuple):
         """The weight in the order the kernel reads it, rounded to `dtype` once; the bias in fp32."""
         i, o, _, _ = self.weight.shape
         weight = copied(self.weight.permute(2, 3, 1, 0), dtype).reshape(2, 2 * o, i)
-        return Packed(weight, weight.new_zeros(o).float() if self.bias is None else copied(self.bias, torch.float32))
+        bias = weight.new_zeros(o).float() if self.bias is None else copied(vector(self.bias, o), torch.float32)
+        return Packed(weight, bias)
 
 
 @torch.library.custom_op("unet_kernels::conv_transpose", mutates_args=())

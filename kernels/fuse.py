@@ -80,7 +80,7 @@ def fuse(model: nn.Module, *, training: bool = False) -> nn.Module:
     BatchNorm2d replaced afterwards raises TypeError.
 
     The kernels give the same bits at every call; what stays PyTorch's, weight gradients among it, does under
-    `torch.use_deterministic_algorithms(True)`.
+    `torch.use_deterministic_algorithms(True)`. Other threads may run models, and fuse them, meanwhile.
 
     Args:
         model: any nn.Module, in training mode or not, on any device; it is not changed.

@@ -121,6 +121,7 @@ class Graphed:
                     self._model(*self._inputs)
             current.wait_stream(side)
             self._graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(self._graph):
+            # Not the stream that PyTorch takes by itself: that is one for all, on the device of the first capture.
+            with torch.cuda.graph(self._graph, stream=torch.cuda.Stream()):
                 self._output = self._model(*self._inputs)
         self._watch = Watch(self._model)

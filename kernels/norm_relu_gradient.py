@@ -122,8 +122,11 @@ def _(
 def _check(dy: Tensor, pooled: Tensor, z: Tensor, table: Tensor, sums: Tensor) -> None:
     passes.check_gradients(NAME, dy, pooled, z, table)
     torch._check(  # noqa: SLF001 - the way to check in a fake kernel
-        tuple(sums.shape) == (2, z.shape[1]) and sums.dtype == torch.float32,
-        lambda: f"{NAME} takes sums (2, {z.shape[1]}) in fp32; given {tuple(sums.shape)} {sums.dtype}",
+        tuple(sums.shape) == (2, z.shape[1]) and sums.dtype == torch.float32 and sums.is_contiguous(),
+        lambda: (
+            f"{NAME} takes contiguous sums (2, {z.shape[1]}) in fp32; "
+            f"given {tuple(sums.shape)} {sums.dtype}, strides {sums.stride()}"
+        ),
     )
 
 

@@ -87,20 +87,21 @@ class Sources(NamedTuple):
         The scale stays outside the weight: the epilogue multiplies its fp32 accumulator, so the weight is rounded to
         `dtype` once, as eager rounds it, and no channel of tiny variance overflows fp16.
         """
-        mean, var = self.mean.float(), self.var.float()
+        o = self.weight.shape[0]
+        mean, var = vector(self.mean, o), vector(self.var, o)
         scale = torch.rsqrt(var + self.eps)
         if self.gamma is not None:
-            scale = scale * self.gamma.float()
-        offset = -mean if self.bias is None else self.bias.float() - mean
+            scale = scale * vector(self.gamma, o)
+        offset = -mean if self.bias is None else vector(self.bias, o) - mean
         shift = offset * scale
         if self.beta is not None:
-            shift = shift + self.beta.float()
-        weight = copied(self.weight.permute(2, 3, 0, 1), dtype)
-        folded = Packed(weight, scale.detach(), shift.detach())
+            shift = shift + vector(self.beta, o)
+        folded = Packed(copied(self.weight.permute(2, 3, 0, 1), dtype), scale, shift)
         if self.head_weight is None:
             return folded
         head = copied(self.head_weight.flatten(1), torch.float32)
-        bias = head.new_zeros(head.shape[0]) if self.head_bias is None else copied(self.head_bias, torch.float32)
+        k = head.shape[0]
+        bias = head.new_zeros(k) if self.head_bias is None else copied(vector(self.head_bias, k), torch.float32)
         return folded._replace(head_weight=head, head_bias=bias)
 
 
@@ -122,6 +123,17 @@ def copied(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     return tensor.detach().to(dtype, memory_format=torch.contiguous_format, copy=True)
 
 
+def vector(tensor: Tensor, length: int) -> Tensor:
+    """`tensor` in fp32, of which a kernel reads `length` values.
+
+    Raises:
+        RuntimeError: it has others.
+    """
+    if tuple(tensor.shape) != (length,):
+        raise RuntimeError(f"one value for each of {length} channels is wanted; given {tuple(tensor.shape)}")
+    return tensor.detach().float()
+
+
 def packed(sources: Packable, dtype: torch.dtype) -> Any:  # noqa: ANN401 - what the sources' own pack returns
     """`sources.pack(dtype)`, remembered until a source changes, at an address that stays while its sources' do."""
     _watch_optimizers()
@@ -133,7 +145,9 @@ def packed(sources: Packable, dtype: torch.dtype) -> Any:  # noqa: ANN401 - what
         entry = _entries.get(key)
         if entry is not None and entry.stamp == stamp:
             return entry.packed
-        fresh = sources.pack(dtype)
+        # Not as inference tensors, which nobody may write to when the weights have changed.
+        with torch.inference_mode(mode=False), torch.no_grad():
+            fresh = sources.pack(dtype)
         if sources.owners()[0].is_cuda and torch.cuda.is_current_stream_capturing():
             # Recorded, not computed: it packs at every replay, and its memory belongs to the graph.
             return fresh
@@ -177,7 +191,11 @@ def _watch_optimizers() -> None:
 
 def _key(sources: Packable, dtype: torch.dtype) -> tuple[object, ...]:
     # A storage and a place in it, not the tensor: compiled code may pass another tensor object over the same memory.
-    places = [(tensor.untyped_storage()._cdata, tensor.storage_offset()) for tensor in sources.owners()]  # noqa: SLF001 - as torch.multiprocessing.reductions does
+    # Its shape too: the first channels of a weight begin where the weight does.
+    places = [
+        (tensor.untyped_storage()._cdata, tensor.storage_offset(), tensor.shape)  # noqa: SLF001 - as torch.multiprocessing.reductions does
+        for tensor in sources.owners()
+    ]
     return (type(sources), *places, dtype)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import threading
 import types
 from typing import TYPE_CHECKING, Any
 
@@ -12,9 +13,14 @@ from torch import fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
+
+# Tracing patches nn.Module, and here the regions, for the whole process: one thread at a time, and others, which may be
+# serving, go on as if nothing were patched.
+_ONE_AT_A_TIME = threading.RLock()
 
 
 class Untraceable(Exception):  # noqa: N818 - a finding about a module, caught and reported, not a failure
@@ -69,7 +75,7 @@ def _traced(root: nn.Module) -> fx.Graph:
         raise Untraceable("it has no forward")
     before = _attributes(root)
     try:
-        with _no_regions():
+        with _ONE_AT_A_TIME, _no_regions():
             graph = _Tracer().trace(root)
     except Exception as error:
         _restore(before)
@@ -83,6 +89,22 @@ def _traced(root: nn.Module) -> fx.Graph:
 
 
 class _Tracer(fx.Tracer):
+    def __init__(self) -> None:
+        super().__init__()
+        self._thread = threading.get_ident()
+
+    def call_module(
+        self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:  # noqa: ANN401 - fx's
+        if threading.get_ident() != self._thread:
+            return forward(*args, **kwargs)
+        return super().call_module(m, forward, args, kwargs)
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, fx.Proxy]) -> Any:  # noqa: ANN401 - fx's
+        if threading.get_ident() != self._thread:
+            return attr_val
+        return super().getattr(attr, attr_val, parameter_proxy_cache)
+
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         # Hooks fire only where the module is called as a whole; its inside is then traced by itself.
         # Subclasses of layers are layers too: what is special about them is named in the report, not traced away.
@@ -100,12 +122,19 @@ _REGIONS: dict[Any, str] = {
 @contextlib.contextmanager
 def _no_regions() -> Iterator[None]:
     # The tracer runs through a `with torch.autocast(…)` and forgets it: the region would be lost without a word.
-    def refuse(region: Any) -> None:  # noqa: ANN401
-        raise Untraceable(f"its forward opens a region {_REGIONS[type(region)]}")
+    tracing = threading.get_ident()
+
+    def refusing(kind: Any, original: Callable[[Any], Any]) -> Callable[[Any], Any]:  # noqa: ANN401
+        def enter(region: Any) -> Any:  # noqa: ANN401
+            if threading.get_ident() == tracing:
+                raise Untraceable(f"its forward opens a region {_REGIONS[kind]}")
+            return original(region)
+
+        return enter
 
     originals = {kind: kind.__enter__ for kind in _REGIONS}
-    for kind in _REGIONS:
-        kind.__enter__ = refuse
+    for kind, original in originals.items():
+        kind.__enter__ = refusing(kind, original)
     try:
         yield
     finally:
@@ -165,11 +194,12 @@ def inside(function: object) -> fx.Graph | None:
     """
     if not isinstance(function, types.FunctionType) or function.__module__.split(".")[0] == "torch":
         return None
-    before = torch.compiler._is_compiling_flag  # noqa: SLF001 - what is_compiling reads
-    torch.compiler._is_compiling_flag = True  # noqa: SLF001
-    try:
-        return fx.Tracer().trace(function)
-    except Exception:  # noqa: BLE001 - whatever somebody's function does with a proxy: then it stays one piece
-        return None
-    finally:
-        torch.compiler._is_compiling_flag = before  # noqa: SLF001
+    with _ONE_AT_A_TIME:
+        before = torch.compiler._is_compiling_flag  # noqa: SLF001 - what is_compiling reads
+        torch.compiler._is_compiling_flag = True  # noqa: SLF001
+        try:
+            return _Tracer().trace(function)
+        except Exception:  # noqa: BLE001 - whatever somebody's function does with a proxy: then it stays one piece
+            return None
+        finally:
+            torch.compiler._is_compiling_flag = before  # noqa: SLF001

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import pickle
+import threading
 from typing import TYPE_CHECKING
 
 import pytest
@@ -13,6 +14,7 @@ import torch.nn.functional as F  # noqa: N812 - the field's name
 from torch import Tensor, nn
 
 import kernels
+from kernels.trace import trace
 from unet import UNet
 
 if TYPE_CHECKING:
@@ -347,3 +349,54 @@ def test_compile_without_inductor(lively: Callable[[nn.Module], nn.Module], devi
         for size in ((8, 8), (6, 10)):
             x = torch.randn(1, 3, *size, device=device)
             same(compiled(x), fused(x))
+
+
+class InCompany(nn.Module):
+    """While its forward runs, so does whatever else it was given."""
+
+    def __init__(self, beside: Callable[[], object]) -> None:
+        super().__init__()
+        self.chain = nn.Sequential(nn.Conv2d(2, 3, 3, padding=1), nn.BatchNorm2d(3), nn.ReLU())
+        self.beside = beside
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.beside()
+        y: Tensor = self.chain(x)
+        return y
+
+
+def test_other_threads_go_on_while_a_forward_is_traced() -> None:
+    served: list[object] = []
+
+    def serve() -> None:
+        with torch.no_grad(), torch.autocast("cpu", enabled=False):
+            served.append(model.chain(torch.ones(1, 2, 4, 4)))
+
+    def beside() -> None:
+        thread = threading.Thread(target=serve)
+        thread.start()
+        thread.join()
+
+    model = InCompany(beside)
+    trace(model)
+    assert [type(result) for result in served] == [Tensor]
+
+
+def test_two_threads_that_fuse_leave_nothing_patched() -> None:
+    entered = torch.no_grad.__enter__
+    both, first_is_done = threading.Event(), threading.Event()
+
+    def second() -> None:
+        both.set()
+        first_is_done.wait(30)
+
+    thread = threading.Thread(target=lambda: trace(InCompany(second)))
+
+    def first() -> None:
+        thread.start()
+        both.wait(1)  # it comes only where two are traced at once
+
+    trace(InCompany(first))
+    first_is_done.set()
+    thread.join()
+    assert torch.no_grad.__enter__ is entered

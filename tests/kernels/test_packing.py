@@ -13,6 +13,7 @@ from torch import nn
 
 import kernels
 from kernels import packing
+from kernels.conv_bn_relu import conv_bn_relu
 from kernels.graph import Watch
 
 if TYPE_CHECKING:
@@ -206,6 +207,36 @@ def test_weights_made_under_inference_mode_work(device: torch.device) -> None:
         before = fused(x)
         fused.conv.weight.zero_()
         assert not torch.equal(fused(x), before)
+
+
+def test_weights_first_used_under_inference_mode_may_change(device: torch.device) -> None:
+    model = Block().to(device).eval()
+    fused = kernels.fuse(model)
+    x = torch.randn(1, 4, 4, 4, device=device)
+    with torch.inference_mode():
+        fused(x)
+    for network in (model, fused):
+        in_place("conv.weight")(network)
+    same(model, fused, x)
+
+
+def test_the_first_channels_of_a_weight_are_not_the_whole(device: torch.device) -> None:
+    block = Block().to(device).eval()
+    x = torch.randn(1, 4, 4, 4, device=device)
+    parameters = (block.conv.weight, block.conv.bias, block.norm.running_mean, block.norm.running_var)
+    with torch.no_grad():
+        whole = conv_bn_relu(x, *parameters, None, None, 1e-5, True)  # noqa: FBT003 - an op's arguments
+        some = conv_bn_relu(x, *(one[:3] for one in parameters), None, None, 1e-5, True)  # noqa: FBT003
+        torch.testing.assert_close(some, whole[:, :3])
+
+
+@pytest.mark.parametrize("name", ["bias", "mean", "var", "gamma", "beta", "head_bias"])
+def test_one_value_for_many_channels_is_refused(name: str) -> None:
+    # A kernel would read past its end.
+    vector = torch.ones(8)
+    sources = packing.Sources(torch.ones(8, 4, 3, 3), *[vector] * 5, 1e-5, torch.ones(8, 8, 1, 1), vector)
+    with pytest.raises(RuntimeError, match=r"one value for each of 8 channels is wanted; given \(1,\)"):
+        sources._replace(**{name: torch.ones(1)}).pack(torch.float32)
 
 
 @pytest.mark.parametrize(

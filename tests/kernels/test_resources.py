@@ -18,6 +18,7 @@ import kernels
 from kernels import KERNELS, conv_transpose, conv_weight_gradient, convolve, passes, resources
 from kernels.convolve import compilation
 from kernels.inspection import SHARED_KIB, as_compiled, compile_ahead, compiled, inspect, read, shared_limit
+from kernels.launch import ahead
 from kernels.problem import Precision, Problem, Settings
 from kernels.resources import TARGETS, capability_of
 from kernels.settings import settings_for
@@ -229,6 +230,25 @@ def test_an_atomic_would_be_seen(target: str, monkeypatch: pytest.MonkeyPatch) -
         function=sums_in_one_place, types={"total_ptr": "*fp32"}, constants={}, aligned=(), warps=4, stages=1
     )
     assert ATOMIC.findall(compile_ahead(made, capability_of(target)).asm["ptx"])
+
+
+def test_offsets_of_many_classes_are_computed_in_64_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    # 16 maps of 12,000² are more than 2^31 logits: in NCHW the last ones' offsets do not fit 32 bits.
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    problem = Problem(batch=1, height=16, width=32, in_channels=64, out_channels=64, precision="bf16", classes=16)
+    launched: list[tuple[Any, ...]] = []
+    monkeypatch.setattr(convolve, "launch", lambda kernel, _grid, _device, *a, **o: launched.append((kernel, a, o)))
+    (kernel,) = (kernel for kernel in KERNELS if kernel.name == "conv_bn_relu")
+    *arguments, _image = kernel.inputs(problem, torch.device("cpu"), torch.Generator())
+    cut = kernel.settings(problem, 80)
+    kernel.launcher(tuple(arguments), problem, cut)()
+    ((function, given, options),) = launched
+    named = dict(zip(function.arg_names, given, strict=False))
+    constants = {name: value for name, value in options.items() if name.isupper()}
+    made = ahead(function, named, constants, warps=cut.warps, stages=cut.stages)
+    ttir = compile_ahead(made, 80).asm["ttir"]
+    assert "%logits_c: i32" in ttir
+    assert re.findall(r"arith.muli .*%logits_c.* : i32", ttir) == []
 
 
 @pytest.mark.parametrize("family", ["tma", "pointer"])

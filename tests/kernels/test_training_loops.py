@@ -16,7 +16,9 @@ from torch.utils.checkpoint import checkpoint
 
 import kernels
 from kernels.conv_moments import conv_moments
+from kernels.conv_transpose import conv_transpose
 from kernels.norm_relu import norm_relu
+from kernels.norm_relu_gradient import norm_relu_gradient
 from unet import UNet
 from unet.blocks import DoubleConv
 
@@ -209,12 +211,19 @@ def test_what_does_not_belong_together_is_refused_by_name(device: torch.device) 
     x, weight = torch.randn(1, 3, 4, 4, device=device), torch.randn(2, 3, 3, 3, device=device)
     table = torch.ones(4, 2, device=device)
     z = conv_moments(x, weight, None)[0]
+    none = z[:, :, :0, :0]
     wrong = (
         (lambda: conv_moments(x.double(), weight, None), "fp16, bf16 or fp32"),
         (lambda: conv_moments(x, weight[:, :2], None), r"weight \(O, 3, 3, 3\)"),
         (lambda: conv_moments(x, weight.to("meta"), None), "put them on one device"),
+        (lambda: conv_moments(x, weight, torch.ones(1, device=device)), r"each of 2 channels is wanted; given \(1,\)"),
+        (
+            lambda: conv_transpose(x, torch.ones(3, 2, 2, 2, device=device), torch.ones(1, device=device)),
+            "of 2 channels",
+        ),
         (lambda: norm_relu(z.contiguous(), table, True, False, False), "channels_last memory"),  # noqa: FBT003
         (lambda: norm_relu(z, table[:3], True, False, False), r"a table \(4, 2\) in fp32"),  # noqa: FBT003
+        (lambda: norm_relu_gradient(z, none, z, table, table[:2].T.contiguous().T, True, False), "contiguous sums"),  # noqa: FBT003
         (lambda: norm_relu(z, table.to("meta"), True, False, False), "put them on one device"),  # noqa: FBT003
     )
     for call, message in wrong:
