@@ -175,6 +175,15 @@ def test_no_trial_is_added_in_the_time_that_confirming_will_take(budget_s: float
     assert len(asked) == 8 + (trials - 4) + 8
 
 
+def test_what_is_inconclusive_is_looked_at_again_after_twice_as_many_trials() -> None:
+    gate = Proceedings(["row"], RULE, 1e9, random.Random(1))  # noqa: S311
+    values = iter([0.02, -0.02, 0.02, -0.02, *[0.0] * 99])
+    while (row := gate.ask(0.0)) is not None:
+        gate.tell(row, Trial(time=next(values)), 1.0)
+    assert len(gate.first["row"]) == 8
+    assert gate.word("row") == "SAME"
+
+
 def test_time_that_runs_out_within_a_round_of_further_trials_ends_it() -> None:
     rows, draw = ["a", "b", "c"], random.Random(1)  # noqa: S311
     gate = Proceedings(rows, RULE, 100.0, draw)

@@ -230,8 +230,10 @@ def test_a_folder_that_is_there_stays_as_it_is_unless_told_otherwise(bundle: tup
 def test_only_a_bundle_is_replaced(bundle: tuple[Bench, Path], tmp_path: Path) -> None:
     from bench.export.bundle import in_the_way
 
-    (tmp_path / "thesis.tex").touch()
-    assert in_the_way(tmp_path, replace=True) == f"{tmp_path}: is no bundle, so it is not replaced; name another folder"
+    for name in ("thesis.tex", "serve.py"):
+        (tmp_path / name).touch()
+        told = in_the_way(tmp_path, replace=True)
+        assert told == f"{tmp_path}: is no bundle, so it is not replaced; name another folder"
     assert in_the_way(bundle[1], replace=True) is None
     assert in_the_way(tmp_path / "new", replace=False) is None
 
@@ -272,16 +274,25 @@ def test_the_manifest_has_what_a_run_measured_and_where(bench: Bench, tmp_path: 
     assert run.header.environment.machine.cpu in measured["conditions"]
 
 
+@pytest.mark.parametrize(
+    ("answer", "told"),
+    [
+        ("run(images) * 1.01", r"serve\.py gives logits that are 0\.01 off fp32 eager's"),
+        ("run(images) * float('nan')", r"serve\.py gives logits that are nan off fp32 eager's"),
+        ("run(images)[:, 9]", r"serve\.py failed: IndexError"),
+    ],
+    ids=["wrong", "no number", "none"],
+)
 def test_what_gives_the_wrong_answer_is_not_shipped_and_leaves_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fitted_cache: Path
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fitted_cache: Path, answer: str, told: str
 ) -> None:
     monkeypatch.setenv("UNET_BENCH_CACHE", str(fitted_cache))
     from bench import fitted
     from bench.export import bundle, serve
     from bench.subject import recipe
 
-    monkeypatch.setattr(serve, "TEXT", serve.TEXT.replace("return run(images)", "return run(images) * 1.01"))
-    with pytest.raises(UsageError, match=r"serve\.py gives logits that are 0\.01 off fp32 eager's"):
+    monkeypatch.setattr(serve, "TEXT", serve.TEXT.replace("return run(images)", f"return {answer}"))
+    with pytest.raises(UsageError, match=told):
         bundle.write(CASE, tmp_path / "shipped", weights=None, weights_file=fitted.path(recipe(CASE)), measured=None)
     assert list(tmp_path.iterdir()) == []
 

@@ -14,7 +14,7 @@ from bench.recommend.ahead import ahead
 from bench.recommend.answer import answers
 from bench.recommend.decide import Decision, decide
 from bench.recommend.evidence import SCATTER, Evidence, Interval, questions, weigh
-from bench.recommend.limits import OPTION, Limits
+from bench.recommend.limits import OPTION, Limits, _rounded
 from bench.results import Header, Record, Run, Status
 from bench.support import unsupported
 from bench.weights import Weights
@@ -290,6 +290,52 @@ def test_where_nothing_fits_the_smallest_relaxation_comes_first(evidence: Callab
         ("--max-latency-ms", 20.0, 21.0),
         ("--max-memory-mib", 750.0, 900.0),
     ]
+
+
+def test_a_change_is_small_as_a_share_of_its_limit_and_goes_to_the_nearest_case(
+    evidence: Callable[..., list[Evidence]],
+) -> None:
+    records = (
+        record(case(), p50=1.0, peak_memory_mib=1100.0),
+        record(case(batch=4), p50=1.0, peak_memory_mib=1500.0),
+        record(case("compile"), p50=3.0, peak_memory_mib=900.0),
+    )
+    found = decide(evidence(*records), Limits(max_latency_ms=2, max_memory_mib=1000))
+    assert [(one.option, one.to) for one in found.relax] == [("--max-memory-mib", 1100.0), ("--max-latency-ms", 3.0)]
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"), [(21.234, 21.3), (21.0, 21.0), (1234.5, 1240.0), (999.5, 1000.0), (0.012341, 0.0124)]
+)
+def test_a_relaxed_limit_is_told_in_three_digits_and_lets_the_value_in(value: float, expected: float) -> None:
+    assert _rounded(value, "latency") == pytest.approx(expected)
+    assert _rounded(value, "latency") >= value
+    assert _rounded(0.98765, "agreement") == 0.98765
+
+
+def test_of_cases_that_break_several_limits_the_one_with_fewest_that_can_be_judged_is_told(
+    evidence: Callable[..., list[Evidence]],
+) -> None:
+    records = (
+        record(case(), p50=30.0, peak_memory_mib=900.0, class_agreement=0.5),
+        record(case(batch=4), p50=40.0, peak_memory_mib=900.0),
+        record(case("compile"), p50=30.0, agreement_meaningful=False),
+    )
+    found = decide(evidence(*records), Limits(max_latency_ms=20, max_memory_mib=750, min_agreement=0.9))
+    assert found.relax == ()
+    assert [(one.id, one.option) for one in found.together] == [
+        (case(batch=4).id, "--max-latency-ms"),
+        (case(batch=4).id, "--max-memory-mib"),
+    ]
+
+
+def test_why_agreement_cannot_be_judged_is_told(evidence: Callable[..., list[Evidence]]) -> None:
+    for figures, expected in (
+        ({"agreement_meaningful": False}, "agreement of classes says nothing about this network on this picture"),
+        ({"class_agreement": None}, "agreement was not measured"),
+    ):
+        (loser,) = decide(evidence(record(case(), **figures)), Limits(min_agreement=0.9)).losers
+        assert (loser.why, loser.reason) == ("unjudged", expected)
 
 
 def test_where_no_single_limit_is_enough_all_that_the_nearest_breaks_is_said(

@@ -339,6 +339,8 @@ def test_a_whole_model_needs_trust_or_a_list_of_classes(alive: Callable[..., UNe
     target = UNet(3, 2, width=4)
     load_weights(target, path, trusted=True)
     assert same(target, model)
+    torch.save(DataParallel(model), path)
+    assert type(load_model(path, allow=NETWORK_CLASSES)[0]) is UNet, "whoever wrote the file"
 
 
 @pytest.mark.parametrize("make", [*CONTAINERS, *CHANGES[1:]])
