@@ -54,6 +54,20 @@ def test_a_tensor_too_few_or_of_another_shape_is_no_such_network(given_: Archite
         deduce(state)
 
 
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"inc.extra": torch.ones(1)}, r"differs from it: 1 unexpected \(inc.extra\)"),
+        ({"inc.double_conv.0.weight": torch.ones(4)}, "is no U-Net's: expected a convolution inc.double_conv.0.weight"),
+        ({"outc.conv.weight": torch.ones(0, 4, 1, 1)}, "is no U-Net's: "),
+    ],
+)
+def test_a_tensor_too_many_or_of_no_convolution_is_no_such_network(changes: dict[str, torch.Tensor], told: str) -> None:
+    found = Architecture(n_channels=3, n_classes=2, bilinear=True, width=4, depth=1)
+    with pytest.raises(ValueError, match=told):
+        deduce({**state_of(found), **changes})
+
+
 @given(st.dictionaries(st.text(max_size=20), st.integers(1, 4).map(lambda n: torch.empty(n, n))))
 def test_any_other_tensors_are_refused_in_words(state: dict[str, torch.Tensor]) -> None:
     with pytest.raises(ValueError, match=r"is no U-Net's: expected a convolution|two tensors are called"):

@@ -18,7 +18,7 @@ from torch import nn
 from unet import UNet
 from unet.checkpoint import NETWORK_CLASSES, CheckpointError, load_model, load_training, load_weights, save_weights
 from unet.files import read
-from unet.state import canonical, compare, strip_prefixes
+from unet.state import canonical, compare, not_finite, strip_prefixes
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -183,6 +183,12 @@ def test_a_tensor_of_another_kind_is_refused(tmp_path: Path, tensor: Tensor, sai
 def test_a_count_in_place_of_a_number_is_refused() -> None:
     fit = compare({"n": torch.ones(())}, {"n": torch.ones((), dtype=torch.int64)})
     assert fit.mismatched == {"n": "n is torch.float32, expected torch.int64"}
+    complex_ = compare({"n": torch.ones((), dtype=torch.complex64)}, {"n": torch.ones((), dtype=torch.int64)})
+    assert complex_.mismatched == {"n": "n is torch.complex64, expected torch.int64"}
+
+
+def test_an_empty_tensor_has_no_number_that_is_none() -> None:
+    assert not_finite({"empty": torch.empty(0), "bad": torch.tensor([1.0, torch.inf])}) == ["bad"]
 
 
 # Names --------------------------------------------------------------------------------------------------------------

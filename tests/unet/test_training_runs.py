@@ -93,6 +93,10 @@ def test_what_could_not_be_read_back_is_refused_when_saved_by_name(alive: Callab
     ):
         with pytest.raises(TypeError, match=said):
             save_training(alive(depth=1), path, epoch=1, arguments=arguments)
+    model = alive(depth=1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=Odd(0.1))
+    with pytest.raises(TypeError, match=r"optimizer.param_groups\[0\].lr is a .*Odd"):
+        save_training(model, path, epoch=1, optimizer=optimizer)
     with pytest.raises(TypeError, match=r"mask_values is a builtins.object"):
         save_weights(alive(depth=1), path, mask_values=object())
     assert not list(tmp_path.iterdir())
