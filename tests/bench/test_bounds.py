@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from bench import allowance
-from bench.engine.accuracy import _each_rel_l2, _fault, _rel_l2
+from bench.engine.accuracy import _each_rel_l2, _fault, rel_l2
 from bench.engine.exchange import _digest, _rounds
 from bench.engine.latency import clocks
 from bench.engine.measure import most
@@ -48,10 +48,10 @@ def test_a_result_beyond_its_limit_or_that_is_no_number_is_a_fault(figures: dict
 
 def test_a_distance_is_that_of_all_tensors_together_or_of_each_alike() -> None:
     large, small = torch.full((100,), 3.0), torch.ones(1)
-    assert _rel_l2([large * 1.1, small], [large, small]) == pytest.approx(0.1 * (900 / 901) ** 0.5, rel=1e-5)
+    assert rel_l2([large * 1.1, small], [large, small]) == pytest.approx(0.1 * (900 / 901) ** 0.5, rel=1e-5)
     assert _each_rel_l2([large * 1.1, small], [large, small]) == pytest.approx(0.1 / 2**0.5, rel=1e-5)
-    assert _rel_l2([torch.zeros(2)], [torch.zeros(2)]) == 0
-    assert _rel_l2([torch.ones(2)], [torch.zeros(2)]) == math.inf, "off nothing, by something"
+    assert rel_l2([torch.zeros(2)], [torch.zeros(2)]) == 0
+    assert rel_l2([torch.ones(2)], [torch.zeros(2)]) == math.inf, "off nothing, by something"
 
 
 @pytest.mark.parametrize(
