@@ -148,7 +148,8 @@ def packed(sources: Packable, dtype: torch.dtype) -> Any:  # noqa: ANN401 - what
         # Not as inference tensors, which nobody may write to when the weights have changed.
         with torch.inference_mode(mode=False), torch.no_grad():
             fresh = sources.pack(dtype)
-        if sources.owners()[0].is_cuda and torch.cuda.is_current_stream_capturing():
+        device = sources.owners()[0].device
+        if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
             # Recorded, not computed: it packs at every replay, and its memory belongs to the graph.
             return fresh
         if entry is not None and _shapes(entry.packed) == _shapes(fresh):
@@ -156,6 +157,9 @@ def packed(sources: Packable, dtype: torch.dtype) -> Any:  # noqa: ANN401 - what
                 if kept is not None and new is not None:
                     kept.copy_(new)
             fresh = entry.packed
+        if device.type == "cuda":
+            # Once, since a call on another stream will find it, and must not read what is not written yet.
+            torch.cuda.current_stream(device).synchronize()
         _sweep()
         owners = tuple(StorageWeakRef(tensor.untyped_storage()) for tensor in sources.owners())
         _entries[key] = _Entry(fresh, stamp, owners)

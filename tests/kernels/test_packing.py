@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+
+
 class Block(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -218,6 +221,21 @@ def test_weights_first_used_under_inference_mode_may_change(device: torch.device
     for network in (model, fused):
         in_place("conv.weight")(network)
     same(model, fused, x)
+
+
+@pytest.mark.gpu
+@needs_gpu
+def test_weights_packed_on_one_stream_are_whole_on_another(lively: Callable[[nn.Module], nn.Module]) -> None:
+    model = lively(Block()).cuda()
+    x = torch.randn(1, 4, 6, 5, device="cuda")
+    with torch.no_grad():
+        kernels.fuse(lively(Block()).cuda())(x)  # compiled now, not in between
+        fused = kernels.fuse(model)
+        torch.cuda.synchronize()
+        with torch.cuda.stream(torch.cuda.Stream()):
+            torch.cuda._sleep(500_000_000)  # noqa: SLF001 - a quarter of a second in which nothing is packed
+            fused(x)
+        same(model, fused, x)
 
 
 def test_the_first_channels_of_a_weight_are_not_the_whole(device: torch.device) -> None:
