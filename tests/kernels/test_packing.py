@@ -233,7 +233,7 @@ def test_weights_packed_on_one_stream_are_whole_on_another(lively: Callable[[nn.
         fused = kernels.fuse(model)
         torch.cuda.synchronize()
         with torch.cuda.stream(torch.cuda.Stream()):
-            torch.cuda._sleep(500_000_000)  # noqa: SLF001 - a quarter of a second in which nothing is packed
+            torch.cuda._sleep(500_000_000)  # a quarter of a second in which nothing is packed
             fused(x)
         same(model, fused, x)
 
