@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 
 from bench.case import AXES, Case, parse_id
 from bench.readings import Ceiling
-from bench.recommend import limits
 from bench.recommend.ahead import ahead
 from bench.recommend.answer import answers
 from bench.recommend.decide import Decision, decide
@@ -275,11 +274,6 @@ def test_agreement_is_rounded_down(evidence: Callable[..., list[Evidence]]) -> N
     assert found[0].estimates["agreement"].value == 0.9999
 
 
-@pytest.mark.parametrize(("value", "limit"), [(0.165, 0.165), (0.16501, 0.166), (1234.0, 1240.0), (7.0, 7.0)])
-def test_a_relaxed_limit_has_three_digits_and_no_more_than_it_needs(value: float, limit: float) -> None:
-    assert limits._rounded(value, "energy") == limit
-
-
 def test_where_nothing_fits_the_smallest_relaxation_comes_first(evidence: Callable[..., list[Evidence]]) -> None:
     records = (
         record(case(), p50=10.0, peak_memory_mib=900.0),
@@ -305,10 +299,14 @@ def test_a_change_is_small_as_a_share_of_its_limit_and_goes_to_the_nearest_case(
 
 
 @pytest.mark.parametrize(
-    ("value", "expected"), [(21.234, 21.3), (21.0, 21.0), (1234.5, 1240.0), (999.5, 1000.0), (0.012341, 0.0124)]
+    ("value", "expected"),
+    [
+        *((0.165, 0.165), (0.16501, 0.166), (7.0, 7.0), (21.234, 21.3), (21.0, 21.0)),
+        *((1234.0, 1240.0), (1234.5, 1240.0), (999.5, 1000.0), (0.012341, 0.0124)),
+    ],
 )
 def test_a_relaxed_limit_is_told_in_three_digits_and_lets_the_value_in(value: float, expected: float) -> None:
-    assert _rounded(value, "latency") == pytest.approx(expected)
+    assert _rounded(value, "latency") == expected
     assert _rounded(value, "latency") >= value
     assert _rounded(0.98765, "agreement") == 0.98765
 
