@@ -20,7 +20,7 @@ from bench.results import Run
 # What decides how a step is measured; a run whose commit had other ones was measured by another harness.
 HARNESS = (
     *("bench/engine", "bench/subject.py", "bench/precision.py", "bench/frame.py", "bench/layers.py"),
-    *("bench/strategies.py", "bench/distributed.py", "bench/pinning.py"),
+    *("bench/strategies.py", "bench/distributed.py", "bench/pinning.py", "bench/ceilings.py"),
     *("bench/fitted.py", "bench/fitting.py", "bench/loss.py", "bench/picture.py", "bench/statistics.py"),
 )
 
