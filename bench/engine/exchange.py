@@ -61,8 +61,10 @@ def _rounds(round_s: float, settings: Settings) -> int:
 
 
 def _training(subject: Subject, network: nn.Module, settings: Settings) -> Found:
+    start = time.perf_counter()
     backward = [_backward_ms(subject)]
-    backward += [_backward_ms(subject) for _ in range(1, _rounds(backward[0] / 1000, settings))]
+    round_s = time.perf_counter() - start  # with the forward pass before it
+    backward += [_backward_ms(subject) for _ in range(1, _rounds(round_s, settings))]
     gradients = [parameter.grad for parameter in network.parameters() if parameter.grad is not None]
     found = Found(gradient_mib=sum(gradient.nbytes for gradient in gradients) / MIB, backward_ms=median(backward))
     if subject.group.size > 1:
