@@ -151,6 +151,12 @@ def _cpu(machine: Machine, load_average: float) -> Iterator[Finding]:
             what=f"{machine.cores} of {seen} cores are ours (affinity or a cgroup's quota)",
             advice="a quota stops all threads together for the rest of its period: prefer whole cores (cpuset)",
         )
+    if machine.cpu_half is not None and "bf16" not in machine.cpu_half:
+        yield Finding(
+            level="note",
+            what="this CPU's convolutions multiply no bf16 (no AVX-512): such cases are `unsupported` here",
+            advice="on a CPU of another generation they are measured; compare no run of this one with it",
+        )
     governor = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
     if governor.is_file() and (name := governor.read_text(encoding="ascii").strip()) != "performance":
         yield Finding(

@@ -44,6 +44,8 @@ class Machine(msgspec.Struct, frozen=True, kw_only=True):
         os: Name and version of the distribution.
         kernel: System, release and architecture.
         engines: Version of each distribution of `ENGINES` that is installed.
+        cpu_half: 16-bit formats that the processor's convolutions multiply, of "bf16" and "fp16"; None where that is
+            not known.
         nodes: How many such machines run a case together.
     """
 
@@ -62,6 +64,7 @@ class Machine(msgspec.Struct, frozen=True, kw_only=True):
     os: str
     kernel: str
     engines: dict[str, str] = {}
+    cpu_half: tuple[str, ...] | None = None
     nodes: int = 1
 
 
@@ -86,6 +89,7 @@ def machine() -> Machine:
         os=distribution(),
         kernel=f"{platform.system()} {platform.release()} {platform.machine()}",
         engines=engines(),
+        cpu_half=cpu_half(),
     )
 
 
@@ -131,6 +135,24 @@ def cpu_model(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
     """Give the processor's model name; the architecture where the kernel has no name for it, as on Arm."""
     name = re.search(r"^model name\s*:\s*(\S.*)$", _read(cpuinfo), flags=re.MULTILINE)
     return name[1].strip() if name else platform.machine() or "unknown"
+
+
+def cpu_half(cpuinfo: Path = Path("/proc/cpuinfo")) -> tuple[str, ...] | None:
+    """Which 16-bit formats the processor's convolutions multiply, by what oneDNN, which PyTorch has them from, wants.
+
+    On x86 AVX-512 with its byte, word, double word and vector length parts for bf16, AVX512-FP16 for fp16, or for both
+    the pair AVX-VNNI-INT8 and AVX-NE-CONVERT; on Arm the extension bf16.
+    """
+    line = re.search(r"^(flags|Features)\s*:(.*)$", _read(cpuinfo), flags=re.MULTILINE)
+    if line is None:
+        return None
+    flags = set(line[2].split())
+    if line[1] == "Features":
+        return ("bf16",) if "bf16" in flags else ()
+    small = {"avx_vnni_int8", "avx_ne_convert"} <= flags
+    wide = {"avx512f", "avx512bw", "avx512dq", "avx512vl"} <= flags
+    wanted = {"bf16": wide or small, "fp16": (wide and "avx512_fp16" in flags) or small}
+    return tuple(name for name, found in wanted.items() if found)
 
 
 def usable_cores(root: Path = Path("/")) -> int:

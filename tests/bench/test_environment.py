@@ -195,6 +195,39 @@ def test_a_processor_without_a_model_name_has_its_architecture(tmp_path: Path) -
     assert machines.cpu_model(info) == "AMD EPYC"
 
 
+WIDE = "flags\t\t: avx2 avx512f avx512bw avx512dq avx512vl"
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("flags\t\t: fpu avx avx2 fma", ()),
+        ("flags\t\t: avx2 avx512f avx512bw", ()),
+        (WIDE, ("bf16",)),
+        (f"{WIDE} avx512_fp16", ("bf16", "fp16")),
+        ("flags\t\t: avx512_fp16", ()),
+        ("flags\t\t: avx2 avx_vnni_int8 avx_ne_convert", ("bf16", "fp16")),
+        ("Features\t: fp asimd bf16", ("bf16",)),
+        ("Features\t: fp asimd", ()),
+        ("processor\t: 0", None),
+    ],
+)
+def test_which_16_bit_formats_a_processor_s_convolutions_multiply(
+    tmp_path: Path, line: str, expected: tuple[str, ...] | None
+) -> None:
+    info = tmp_path / "cpuinfo"
+    info.write_text(f"processor\t: 0\n{line}\npower management:\n")
+    assert machines.cpu_half(info) == expected
+
+
+def test_pytorch_says_the_same_of_this_processor() -> None:
+    found = in_fresh_python(
+        "import torch; ask = torch.ops.mkldnn\n"
+        "print(*['bf16'] * ask._is_mkldnn_bf16_supported(), *['fp16'] * ask._is_mkldnn_fp16_supported())"
+    )
+    assert tuple(found.split()) == machines.cpu_half()
+
+
 # ── Installed software ────────────────────────────────────────────────────────────────────────────────────────────────
 
 

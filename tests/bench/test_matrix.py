@@ -133,6 +133,8 @@ def test_an_unknown_preset_is_refused_with_those_there_are() -> None:
         (Case(devices="1gpu"), msgspec.structs.replace(GPU, torch_cuda=None), "torch 2.13.0 is built without CUDA"),
         (Case(devices="3cpu"), CPU, "3 processes wanted, 2 CPU cores here"),
         (Case(precision="tf32"), CPU, "TF32 is arithmetic of CUDA devices"),
+        (Case(precision="amp_bf16"), msgspec.structs.replace(CPU, cpu_half=()), "no bf16 convolutions on this CPU"),
+        (Case(precision="fp16"), msgspec.structs.replace(CPU, cpu_half=("bf16",)), "no fp16 convolutions on this CPU"),
         (Case(precision="fp16", task="train"), CPU, "AdamW's steps vanish in fp16 weights"),
         (Case(implementation="eager_graph"), CPU, "CUDA graphs are for CUDA devices: no CUDA device"),
         (Case(implementation="compile_reduce_overhead"), CPU, "CUDA graphs are for CUDA devices: no CUDA device"),
@@ -174,6 +176,12 @@ def test_an_unknown_preset_is_refused_with_those_there_are() -> None:
 )
 def test_a_case_that_makes_no_sense_is_unsupported_with_the_reason(case: Case, machine: Machine, reason: str) -> None:
     assert (unsupported(case, machine) or "").startswith(reason)
+
+
+@pytest.mark.parametrize("case", [Case(), Case(precision="bf16"), Case(precision="amp_bf16", devices="1gpu")])
+def test_what_a_processor_multiplies_forbids_nothing_else(case: Case) -> None:
+    both = msgspec.structs.replace(GPU, cpu_half=("bf16",) if case.precision == "bf16" else ())
+    assert unsupported(case, both) is None
 
 
 def test_the_devices_of_a_case_are_those_of_all_nodes() -> None:
