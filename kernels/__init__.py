@@ -9,6 +9,7 @@ Importing needs no GPU; running does, or TRITON_INTERPRET=1.
 from kernels.account import Account, account_for
 from kernels.conv_bn_relu import KERNEL as CONV_BN_RELU
 from kernels.conv_bn_relu_pool import KERNEL as CONV_BN_RELU_POOL
+from kernels.conv_bn_relu_up import KERNEL as CONV_BN_RELU_UP
 from kernels.conv_gradient import KERNEL as CONV_GRADIENT
 from kernels.conv_moments import KERNEL as CONV_MOMENTS
 from kernels.conv_transpose import KERNEL as CONV_TRANSPOSE
@@ -21,7 +22,7 @@ from kernels.norm_relu_sums import KERNEL as NORM_RELU_SUMS
 from kernels.spec import Kernel
 
 KERNELS: tuple[Kernel, ...] = (
-    *(CONV_BN_RELU, CONV_BN_RELU_POOL, CONV_TRANSPOSE),
+    *(CONV_BN_RELU, CONV_BN_RELU_POOL, CONV_BN_RELU_UP, CONV_TRANSPOSE),
     *(CONV_MOMENTS, NORM_RELU, NORM_RELU_SUMS, NORM_RELU_GRADIENT, CONV_GRADIENT, CONV_WEIGHT_GRADIENT),
 )
 

@@ -15,7 +15,8 @@ from torch import fx, nn
 
 import kernels.conv_bn_relu
 import kernels.conv_bn_relu_pool
-import kernels.conv_transpose  # noqa: F401 - all three: they register the ops
+import kernels.conv_bn_relu_up
+import kernels.conv_transpose  # noqa: F401 - all four: they register the ops
 from kernels import patterns, training
 from kernels.patterns import Second, differences, module_at, only_user, untouched
 from kernels.trace import hooked, own_forward
@@ -32,13 +33,15 @@ class Fused:
     """One call of a convolution that runs in the fused kernel.
 
     `convolution` and `batch_norm` are paths in the model; `relu` whether a ReLU was taken in as well; `head` the path
-    of a 1×1 convolution that runs in it too, or ""; `around` names what else does, in the order of execution.
+    of a 1×1 convolution that runs in it too, or ""; `transposed` that of a transposed convolution folded into it, or
+    ""; `around` names what else runs in it, in the order of execution.
     """
 
     convolution: str
     batch_norm: str
     relu: bool
     head: str = ""
+    transposed: str = ""
     around: tuple[str, ...] = ()
 
 
@@ -78,7 +81,7 @@ class _Match:
         return self.batch_norm if self.relu is None else self.relu
 
 
-def rewrite(root: nn.Module, graph: fx.Graph, path: str, *, trained: bool = False) -> Rewritten:
+def rewrite(root: nn.Module, graph: fx.Graph, path: str, *, trained: bool = False, fold: bool = False) -> Rewritten:
     """Replace every chain in `graph` that the kernel can do; the graph is changed in place.
 
     Args:
@@ -86,6 +89,7 @@ def rewrite(root: nn.Module, graph: fx.Graph, path: str, *, trained: bool = Fals
         graph: its forward.
         path: where `root` is in the model, for the report.
         trained: by kernels that train; a 1×1 convolution behind a chain stays PyTorch's then.
+        fold: transposed convolutions into the convolutions that read them, where these can take them.
     """
     fused: list[Fused] = []
     transposed: list[str] = []
@@ -95,7 +99,7 @@ def rewrite(root: nn.Module, graph: fx.Graph, path: str, *, trained: bool = Fals
     for node in list(graph.nodes):
         if node in done:  # in the kernel of a chain before it
             continue
-        found = _transpose(root, graph, node) or _match(root, node, trained=trained)
+        found = _transpose(root, graph, node) or _match(root, node, trained=trained, fold=fold)
         if isinstance(found, str):
             transposed.append(join(path, found))
         elif isinstance(found, Left):
@@ -104,7 +108,9 @@ def rewrite(root: nn.Module, graph: fx.Graph, path: str, *, trained: bool = Fals
             if isinstance(found.second, str):
                 joined[found.convolution.all_input_nodes[0]] = found.second
             done |= _replace(root, graph, found, trained=trained)
-            fused.append(_entry(found, path))
+            entry = _entry(found, path)
+            transposed = [one for one in transposed if one != entry.transposed]
+            fused.append(entry)
     left += [dataclasses.replace(entry, part=join(path, entry.part)) for entry in _beside(root, graph, joined)]
     if trained:
         training.connect(root, graph)
@@ -134,7 +140,7 @@ def why_not(convolution: nn.Conv2d) -> str | None:
     )
 
 
-def _match(root: nn.Module, node: fx.Node, *, trained: bool) -> _Match | Left | None:
+def _match(root: nn.Module, node: fx.Node, *, trained: bool, fold: bool) -> _Match | Left | None:
     name = str(node.target)
     if node.op == "call_function" and node.target in _CONVOLUTION_FUNCTIONS:
         follows = only_user(node)
@@ -159,13 +165,15 @@ def _match(root: nn.Module, node: fx.Node, *, trained: bool) -> _Match | Left | 
     relu = only_user(users[0])
     relu = relu if relu is not None and _is_relu(root, relu) else None
     features = users[0] if relu is None else relu
+    pooling = patterns.pooling(root, features)
+    head = None if trained else patterns.head(root, convolution, features)
     return _Match(
         convolution=node,
         batch_norm=users[0],
         relu=relu,
-        second=patterns.second_source(root, node),
-        pooling=patterns.pooling(root, features),
-        head=None if trained else patterns.head(root, convolution, features),
+        second=patterns.second_source(root, node, fold=fold and pooling is None and head is None),
+        pooling=pooling,
+        head=head,
     )
 
 
@@ -223,6 +231,9 @@ def _replace(root: nn.Module, graph: fx.Graph, match: _Match, *, trained: bool) 
             features, pooled = (graph.call_function(operator.getitem, (both, index)) for index in range(2))
             match.pooling.replace_all_uses_with(pooled)
             match.last.replace_all_uses_with(features)
+        elif isinstance(match.second, Second) and match.second.transposed is not None:
+            arguments = (x, *layers, *around[:2], *match.second.transposed)
+            match.last.replace_all_uses_with(graph.call_function(ops.conv_bn_relu_up.default, arguments))
         elif match.head is not None:
             behind = (*_attributes(root, match.head, ("weight", "bias")), patterns.image_of(node))
             arguments = (x, *layers, *(around or (None, "exact", False)), *behind)
@@ -260,11 +271,13 @@ def _erase(graph: fx.Graph, nodes: Iterable[fx.Node | None]) -> set[fx.Node]:
 
 def _entry(match: _Match, path: str) -> Fused:
     around = match.second.words if isinstance(match.second, Second) else ()
+    transposed = match.second.transposed if isinstance(match.second, Second) else None
     return Fused(
         convolution=join(path, str(match.convolution.target)),
         batch_norm=join(path, str(match.batch_norm.target)),
         relu=match.relu is not None,
         head="" if match.head is None else join(path, str(match.head.target)),
+        transposed="" if transposed is None else join(path, str(transposed[0].target).removesuffix(".weight")),
         around=(*around, *(["max-pool"] if match.pooling else []), *(["1×1 convolution"] if match.head else [])),
     )
 

@@ -196,7 +196,8 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: A
     ctx.save_for_backward(*inputs)
 
 
-def _backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
+def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401 - autograd's
+    """Turn dy into the gradients of x, weight and bias, by PyTorch's own operation."""
     x, weight, bias = ctx.saved_tensors
     transposed = True
     geometry = ([2, 2], [0, 0], [1, 1], transposed, [0, 0], 1)
@@ -206,7 +207,7 @@ def _backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # noqa:
     return gradient_x, gradient_weight.to(weight.dtype), None if bias is None else gradient_bias.to(bias.dtype)
 
 
-conv_transpose.register_autograd(_backward, setup_context=_save)
+conv_transpose.register_autograd(backward, setup_context=_save)
 cast_activations(NAME, activations=(0,))
 
 
@@ -323,7 +324,8 @@ def _output(x: Tensor, weight: Tensor) -> Tensor:
     return nhwc(x.new_empty_strided, n, 2 * h, 2 * w, weight.shape[1])
 
 
-def _inputs(problem: Problem, device: torch.device, generator: torch.Generator) -> tuple[Tensor, ...]:
+def inputs(problem: Problem, device: torch.device, generator: torch.Generator) -> tuple[Tensor, ...]:
+    """Arguments of the op, in the problem's dtype: random, so scaled that results are near one."""
     i, o = problem.in_channels, problem.out_channels
     draw = functools.partial(torch.randn, generator=generator, device=generator.device)
     x = draw(problem.batch, i, problem.height, problem.width)
@@ -367,7 +369,7 @@ KERNEL = Kernel(
     name=NAME,
     op=conv_transpose,
     reference=reference,
-    inputs=_inputs,
+    inputs=inputs,
     problem=lambda arguments: problem_of(arguments[0], arguments[1].shape[1]),
     flops=_flops,
     bytes=_bytes,

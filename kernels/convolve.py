@@ -14,8 +14,6 @@ from kernels.packing import Packed
 from kernels.problem import DTYPES, Family, Problem, Settings
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from torch import Tensor
 
     from kernels.spec import Compilation
@@ -85,7 +83,7 @@ def run(operands: Operands, parameters: Packed, *, relu: bool, settings: Setting
     options["POOL"] = arguments["pooled_boxes" if settings.family == "tma" else "pooled_ptr"] is not None
     options["UPCAST"] = problem.precision == "bf16" and interpreting()
     if settings.family == "pointer":
-        options["WIDE"] = max(_span(tensor) for tensor in (operands.x, operands.second, operands.y)) > _LARGEST_32_BIT
+        options["WIDE"] = passes_32_bits(operands.x, operands.second, operands.y)
     grid = (settings.tiles(problem), -(-problem.out_channels // settings.out_block))
     launch(kernel, grid, operands.x.device, *arguments.values(), **options)
 
@@ -215,9 +213,10 @@ def _scale(size: int) -> float:
     return (size - 1) / (2 * size - 1)
 
 
-def _span(tensor: Tensor | None) -> int:
-    # A tile computes addresses up to its own size past the last element, masked: they must not wrap either.
-    if tensor is None:
-        return 0
-    within: Sequence[tuple[int, int]] = list(zip(tensor.shape[1:], tensor.stride()[1:], strict=True))
-    return sum((size + 256) * stride for size, stride in within)
+def passes_32_bits(*tensors: Tensor | None) -> bool:
+    """Whether offsets within one image of any of these pass 2^31 elements.
+
+    A tile computes addresses up to its own size past the last element, masked: they must not wrap either.
+    """
+    within = (zip(tensor.shape[1:], tensor.stride()[1:], strict=True) for tensor in tensors if tensor is not None)
+    return any(sum((size + 512) * stride for size, stride in sides) > _LARGEST_32_BIT for sides in within)

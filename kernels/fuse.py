@@ -18,7 +18,7 @@ from typing import Any, Self
 import torch
 from torch import fx, nn
 
-from kernels import conv_transpose
+from kernels import conv_bn_relu_up, conv_transpose
 from kernels.chains import Fused, Left, join, rewrite, why_not
 from kernels.packing import Sources
 from kernels.packing import renew as renew_packed
@@ -66,7 +66,7 @@ class FusionReport:
         return "\n".join(lines)
 
 
-def fuse(model: nn.Module, *, training: bool = False) -> nn.Module:
+def fuse(model: nn.Module, *, training: bool = False, fold_transposed: bool = False) -> nn.Module:
     """A copy of `model` in which every chain the kernels know runs as Triton ops.
 
     Same inputs, same outputs within the precision's rounding (feature maps are channels_last in memory), same
@@ -88,13 +88,19 @@ def fuse(model: nn.Module, *, training: bool = False) -> nn.Module:
             or a checkpoint of either serves both; move and convert the model first. Modules stay in the modes they
             are in, and `train()` and `eval()` work as ever. A forward that was traced keeps no activation checkpoints
             of its own.
+        fold_transposed: take each transposed convolution into the convolution that reads its result beside another's
+            (`kernels.conv_bn_relu_up`), for inference alone. The map between is then never made: fewer bytes, products
+            and live activations, and other roundings, of products of both layers' weights.
 
     Returns:
         for inference a module in evaluation mode; `train()` on it raises.
 
     Raises:
         TypeError: `model` is compiled, scripted or, for training, wrapped: it has no Python forward to rewrite.
+        ValueError: transposed convolutions are to be folded into others for training.
     """
+    if training and fold_transposed:
+        raise ValueError("fold_transposed is for inference: layers that are trained are not folded into one another")
     if isinstance(model, (torch.jit.ScriptModule, torch._dynamo.OptimizedModule)):  # noqa: SLF001 - no public name
         raise TypeError(
             f"fuse takes a model before it is compiled or scripted; given {type(model).__name__}: fuse it first"
@@ -105,7 +111,7 @@ def fuse(model: nn.Module, *, training: bool = False) -> nn.Module:
     model = copy.deepcopy(model, {id(tensor): tensor for tensor in shared})
     _unfuse(model)
     model = model if training else model.eval()
-    report = _Collector(training)
+    report = _Collector(training, fold_transposed)
     _fuse_unit(model, "", report)
     if not isinstance(model, _FusedModule):
         _swap(model, None, report)
@@ -128,16 +134,24 @@ def fusion_report(model: nn.Module) -> FusionReport:
 def renew(model: nn.Module) -> None:
     """Bring a fused model's packed weights up to date in place, as its next call would: before a graph's replay."""
     for module in model.modules():
-        for convolution_path, batch_norm_path, head_path in getattr(module, "_fused_chains", ()):
+        for convolution_path, batch_norm_path, head_path, transposed_path in getattr(module, "_fused_chains", ()):
             conv, norm = module.get_submodule(convolution_path), module.get_submodule(batch_norm_path)
             running: Any = norm.running_mean
-            head = module.get_submodule(head_path) if head_path else None
             if running is None:  # a chain that trains and has nothing packed
                 continue
-            statistics: Any = (norm.running_mean, norm.running_var, norm.weight, norm.bias, norm.eps)
-            parameters: Any = (conv.weight, conv.bias)
-            behind: Any = () if head is None else (head.weight, head.bias)
-            renew_packed(Sources(*parameters, *statistics, *behind))
+            layers: Any = (
+                conv.weight,
+                conv.bias,
+                norm.running_mean,
+                norm.running_var,
+                norm.weight,
+                norm.bias,
+                norm.eps,
+            )
+            if other_path := head_path or transposed_path:
+                other: Any = module.get_submodule(other_path)
+                layers += (other.weight, other.bias)
+            renew_packed(conv_bn_relu_up.Sources(*layers) if transposed_path else Sources(*layers))
         for path in getattr(module, "_fused_transposed", ()):
             layer: Any = module.get_submodule(path)
             renew_packed(conv_transpose.Sources(layer.weight, layer.bias))
@@ -146,14 +160,15 @@ def renew(model: nn.Module) -> None:
 class _FusedModule(nn.Module):
     """What a model's class is joined with.
 
-    `_fused_chains` are paths of each (convolution, BatchNorm, 1×1 convolution or "") taken in, `_fused_transposed` of
-    each transposed convolution.
+    `_fused_chains` are paths of each (convolution, BatchNorm, 1×1 convolution or "", transposed convolution or "")
+    taken in, `_fused_transposed` of each transposed convolution that is a kernel by itself.
     """
 
-    _fused_chains: tuple[tuple[str, str, str], ...]
+    _fused_chains: tuple[tuple[str, str, str, str], ...]
     _fused_transposed: tuple[str, ...]
     _eager: type[nn.Module]
     _trains: bool
+    _folds: bool
 
     def train(self, mode: bool = True) -> Self:  # noqa: FBT001, FBT002 - nn.Module's signature
         """Evaluation mode alone, unless fused for training: one kernel a chain uses the running statistics."""
@@ -168,13 +183,13 @@ class _FusedModule(nn.Module):
         # The class is made at run time and has no name to import: deepcopy and pickle take the model and fuse it again.
         state = dict(vars(self))
         del state["_fused_chains"], state["_fused_transposed"]
-        return _revive, (self._eager, state, self._trains)
+        return _revive, (self._eager, state, self._trains, self._folds)
 
 
-def _revive(eager: type[nn.Module], state: dict[str, Any], trains: bool) -> nn.Module:  # noqa: FBT001 - of a pickle
+def _revive(eager: type[nn.Module], state: dict[str, Any], trains: bool, folds: bool) -> nn.Module:  # noqa: FBT001 - of a pickle
     module = eager.__new__(eager)
     module.__setstate__(state)
-    report = _Collector(trains)
+    report = _Collector(trains, folds)
     _fuse_unit(module, "", report)
     if not isinstance(module, _FusedModule):
         _swap(module, None, report)
@@ -193,6 +208,7 @@ def _unfuse(model: nn.Module) -> None:
 @dataclasses.dataclass
 class _Collector:
     training: bool
+    fold: bool
     fused: list[Fused] = dataclasses.field(default_factory=list)
     transposed: list[str] = dataclasses.field(default_factory=list)
     left: list[Left] = dataclasses.field(default_factory=list)
@@ -221,13 +237,13 @@ def _fuse_unit(module: nn.Module, path: str, report: _Collector) -> None:
             child = module.get_submodule(str(node.target))
             if next(child.children(), None) is not None:
                 _fuse_unit(child, join(path, str(node.target)), report)
-    rewritten = rewrite(module, graph, path, trained=report.training)
+    rewritten = rewrite(module, graph, path, trained=report.training, fold=report.fold)
     report.fused += rewritten.fused
     report.transposed += rewritten.transposed
     report.left += rewritten.left
     if rewritten.fused or rewritten.transposed:
         strip = len(path) + 1 if path else 0
-        chains = ((entry.convolution, entry.batch_norm, entry.head) for entry in rewritten.fused)
+        chains = ((one.convolution, one.batch_norm, one.head, one.transposed) for one in rewritten.fused)
         paths = tuple(tuple(one[strip:] for one in chain) for chain in chains)
         _swap(module, graph, report, paths, tuple(one[strip:] for one in rewritten.transposed))
 
@@ -264,7 +280,7 @@ def _swap(
 ) -> None:
     eager = type(module)
     body: dict[str, Any] = {"_eager": eager, "__doc__": eager.__doc__, "__module__": eager.__module__}
-    body["_trains"] = report.training
+    body["_trains"], body["_folds"] = report.training, report.fold
     if graph is not None:
         body["forward"] = type(fx.GraphModule(module, graph)).forward
     vars(module).update(_fused_chains=chains, _fused_transposed=transposed)

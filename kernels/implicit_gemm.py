@@ -19,7 +19,7 @@ What stands around the convolution is an option, and costs nothing where it is o
 - no scale or shift: the sums themselves; moments: number, sum and squared distances of each tile's y as it is stored.
 """
 # ruff: noqa: N803, N806 - constants of a Triton kernel are capitals
-# ruff: noqa: ANN001, ANN201, ANN202 - its arguments have no Python types
+# ruff: noqa: ANN001, ANN201 - its arguments have no Python types
 # ruff: noqa: PLR0913, PLR0917, PLR0915, PLR0912, C901 - it takes pointers, sizes and strides one by one, and is one function
 # ruff: noqa: D417 - constants and strides are explained here
 # mypy: disable-error-code="no-untyped-def,untyped-decorator"
@@ -158,17 +158,18 @@ def descriptors(
 
 
 @triton.jit
-def _gathered(
+def gathered(
     total, x_tile, weight_tile, h, w, height, width, stride_c, stride_h, stride_w, per_tap, present,
-    CHANNELS: tl.constexpr, IN_BLOCK: tl.constexpr, UPCAST: tl.constexpr, WIDE: tl.constexpr, MULTIPLY: tl.constexpr,
+    CHANNELS: tl.constexpr, SIDE: tl.constexpr, IN_BLOCK: tl.constexpr, UPCAST: tl.constexpr, WIDE: tl.constexpr,
+    MULTIPLY: tl.constexpr,
 ):  # fmt: skip
-    """Add the taps of CHANNELS channels of one source to `total` (pixels, OUT_BLOCK).
+    """Add the SIDE×SIDE taps of CHANNELS channels of one source to `total` (pixels, OUT_BLOCK).
 
     Args:
         total: the sums so far.
         x_tile: addresses of each pixel's upper left tap, (pixels, 1).
         weight_tile: addresses of this source's first weight of each output channel, (1, OUT_BLOCK).
-        h: rows of the pixels in this source.
+        h: rows of those taps in this source.
         w: columns.
         height: of this source.
         width: of this source.
@@ -176,20 +177,18 @@ def _gathered(
         present: whether an output channel exists.
     """
     c = tl.arange(0, IN_BLOCK)
-    DEPTH: tl.constexpr = 9 * CHANNELS
+    DEPTH: tl.constexpr = SIDE * SIDE * CHANNELS
     if CHANNELS % IN_BLOCK == 0:
         BLOCKS: tl.constexpr = CHANNELS // IN_BLOCK
         x_tile += (c.to(tl.int64) * stride_c if WIDE else c * stride_c)[None, :]
         weight_tile += c[:, None]
-        for step in tl.range(9 * BLOCKS):
+        for step in tl.range(SIDE * SIDE * BLOCKS):
             tap = step // BLOCKS
             block = step % BLOCKS * IN_BLOCK
-            r = tap // 3
-            s = tap % 3
+            r = tap // SIDE
+            s = tap % SIDE
             # As unsigned numbers, -1 is past the last row too.
-            inside = ((h + r - 1).to(tl.uint32) < height.to(tl.uint32)) & (
-                (w + s - 1).to(tl.uint32) < width.to(tl.uint32)
-            )
+            inside = ((h + r).to(tl.uint32) < height.to(tl.uint32)) & ((w + s).to(tl.uint32) < width.to(tl.uint32))
             far_r = r.to(tl.int64) if WIDE else r
             far_block = block.to(tl.int64) if WIDE else block
             offset = far_r * stride_h + s * stride_w + far_block * stride_c
@@ -203,11 +202,11 @@ def _gathered(
         # Few or odd channels: taps and channels share a block, each element of it gathered from its own place.
         for step in tl.range((DEPTH + IN_BLOCK - 1) // IN_BLOCK):
             flat = step * IN_BLOCK + c
-            r = flat // CHANNELS // 3
-            s = flat // CHANNELS % 3
+            r = flat // CHANNELS // SIDE
+            s = flat // CHANNELS % SIDE
             source = flat % CHANNELS
-            rows = (h[:, None] + r[None, :] - 1).to(tl.uint32)
-            columns = (w[:, None] + s[None, :] - 1).to(tl.uint32)
+            rows = (h[:, None] + r[None, :]).to(tl.uint32)
+            columns = (w[:, None] + s[None, :]).to(tl.uint32)
             inside = (rows < height.to(tl.uint32)) & (columns < width.to(tl.uint32)) & (flat < DEPTH)[None, :]
             far_r = r.to(tl.int64) if WIDE else r
             far_source = source.to(tl.int64) if WIDE else source
@@ -275,9 +274,9 @@ def pointers(
     weight_tile = weight_ptr + (channel * IN_CHANNELS)[None, :]
     per_tap = out_channels * IN_CHANNELS
     total = tl.zeros((ROWS * COLUMNS, OUT_BLOCK), tl.float32)
-    total = _gathered(
-        total, x_tile, weight_tile, h, w, height, width, stride_c, stride_h, stride_w, per_tap, present,
-        FIRST, IN_BLOCK, UPCAST, WIDE, MULTIPLY,
+    total = gathered(
+        total, x_tile, weight_tile, h - 1, w - 1, height, width, stride_c, stride_h, stride_w, per_tap, present,
+        FIRST, 3, IN_BLOCK, UPCAST, WIDE, MULTIPLY,
     )  # fmt: skip
     if SECOND > 0:
         weight_tile = weight_ptr + (channel * IN_CHANNELS + FIRST)[None, :]
@@ -313,9 +312,9 @@ def pointers(
             far_row = row.to(tl.int64) if WIDE else row
             far_column = column.to(tl.int64) if WIDE else column
             second_tile += ((far_row - 1) * second_h + (far_column - 1) * second_w)[:, None]
-            total = _gathered(
-                total, second_tile, weight_tile, row, column, second_height, second_width,
-                second_c, second_h, second_w, per_tap, present, SECOND, IN_BLOCK, UPCAST, WIDE, MULTIPLY,
+            total = gathered(
+                total, second_tile, weight_tile, row - 1, column - 1, second_height, second_width,
+                second_c, second_h, second_w, per_tap, present, SECOND, 3, IN_BLOCK, UPCAST, WIDE, MULTIPLY,
             )  # fmt: skip
     if scale_ptr is not None:
         total *= tl.load(scale_ptr + channel, mask=present, other=0.0)[None, :]

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - the field's name
 from torch import fx, nn
 
+import kernels.conv_transpose  # noqa: F401 - it registers its op
 from kernels.conv_bn_relu import MOST_CLASSES, MOST_HEAD_CHANNELS
 from kernels.placement import argument, is_arithmetic, padded
 from kernels.trace import hooked, own_forward
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 CONCATENATIONS = {torch.cat, torch.concat, torch.concatenate}
 POOLINGS = {F.max_pool2d, torch.max_pool2d}
+TRANSPOSED = torch.ops.unet_kernels.conv_transpose.default
 INTERPOLATIONS = {F.interpolate, F.upsample, F.upsample_bilinear}
 
 
@@ -32,7 +34,8 @@ INTERPOLATIONS = {F.interpolate, F.upsample, F.upsample_bilinear}
 class Second:
     """A concatenation that the convolution behind it reads as two tensors.
 
-    `taken` are the nodes it stands for; `words` say it in the report.
+    `taken` are the nodes it stands for; `words` say it in the report; `transposed` are weight and bias of a
+    transposed convolution that is to be folded into the convolution: `source` is then what that one reads.
     """
 
     first: fx.Node
@@ -41,6 +44,7 @@ class Second:
     upsample: bool
     taken: tuple[fx.Node, ...]
     words: tuple[str, ...]
+    transposed: tuple[fx.Node, fx.Node | None] | None = None
 
 
 def module_at(root: nn.Module, node: fx.Node, kind: type[Any]) -> Any:  # noqa: ANN401 - of the kind asked for, or None
@@ -71,8 +75,11 @@ def differences(wanted: dict[str, tuple[object, object]]) -> str | None:
     return ", ".join(other) or None
 
 
-def second_source(root: nn.Module, convolution: fx.Node) -> Second | str | None:
-    """The concatenation that this convolution reads, as two sources; why it stays one; None where there is none."""
+def second_source(root: nn.Module, convolution: fx.Node, *, fold: bool = False) -> Second | str | None:
+    """The concatenation that this convolution reads, as two sources; why it stays one; None where there is none.
+
+    With `fold` it takes the transposed convolution before the second one in, where nothing else reads that.
+    """
     concatenation = convolution.args[0] if convolution.args else convolution.kwargs["input"]
     if not isinstance(concatenation, fx.Node) or concatenation.target not in CONCATENATIONS:
         return None
@@ -96,9 +103,14 @@ def second_source(root: nn.Module, convolution: fx.Node) -> Second | str | None:
         taken.append(source)
         source = argument(source, 0, "input", None)
         words.append("bilinear upsampling")
+    transposed: Any = None
+    if fold and source.target is TRANSPOSED and all(user in taken for user in source.users):
+        taken.append(source)
+        source, *transposed = source.args
+        words.append("transposed convolution")
     if not _undisturbed(taken, convolution):
         return "something else runs between it and the convolution"
-    return Second(first, source, placement, upsample, tuple(taken), tuple(words))
+    return Second(first, source, placement, upsample, tuple(taken), tuple(words), transposed and tuple(transposed))
 
 
 def pooling(root: nn.Module, features: fx.Node) -> fx.Node | None:

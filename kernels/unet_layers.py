@@ -69,6 +69,22 @@ def transposed_layers(
     )
 
 
+def folded_layers(*, batch: int, size: int = 512, base: int = 64, precision: Precision = "bf16") -> tuple[Problem, ...]:
+    """The convolutions that read a skip and a map from below, through the transposed one that is folded into them."""
+    return tuple(
+        Problem(
+            batch=batch,
+            height=size // 2**level,
+            width=size // 2**level,
+            in_channels=3 * channels,
+            out_channels=channels,
+            precision=precision,
+            second_channels=2 * channels,
+        )
+        for level, channels in enumerate(base * 2**level for level in range(4))
+    )
+
+
 def alone(layer: Problem, *, in_channels: int, out_channels: int, pool: bool = False) -> Problem:
     """A problem of the layer's size with these channels, and nothing around it but a pool."""
     nothing: dict[str, Any] = {"second_channels": 0, "upsample": False, "classes": 0}
@@ -97,6 +113,9 @@ LAYERS = tuple(
     for batch in (1, 16)
     for layer in unet_layers(batch=batch, precision=precision)
     if precision in HALVES or not any(layer.fused)
+)
+FOLDED_LAYERS = tuple(
+    layer for precision in HALVES for batch in (1, 16) for layer in folded_layers(batch=batch, precision=precision)
 )
 TRANSPOSED_LAYERS = tuple(
     layer for precision in HALVES for batch in (1, 16) for layer in transposed_layers(batch=batch, precision=precision)

@@ -25,7 +25,10 @@ edges = pytest.mark.parametrize(
     ("kernel", "problem"), EDGES, ids=[f"{kernel.name} {problem}" for kernel, problem in EDGES]
 )
 # Ops whose first call under autocast casts: the others read what these made, or run in a backward pass.
-AUTOCAST = {f"unet_kernels::{name}" for name in ("conv_bn_relu", "conv_bn_relu_pool", "conv_transpose", "conv_moments")}
+AUTOCAST = {
+    f"unet_kernels::{name}"
+    for name in ("conv_bn_relu", "conv_bn_relu_pool", "conv_bn_relu_up", "conv_transpose", "conv_moments")
+}
 each = pytest.mark.parametrize("kernel", KERNELS, ids=[kernel.name for kernel in KERNELS])
 
 
@@ -167,7 +170,10 @@ def test_cost_is_what_pytorch_counts(kernel: Kernel) -> None:
             with FlopCounterMode(display=False) as counter:
                 function(*meta)
             counted.append(counter.get_total_flops())
-        assert counted == [kernel.flops(problem)] * 2
+        mine, plain = counted
+        # Layers folded into one another take fewer than they take apart.
+        assert mine == kernel.flops(problem) <= plain
+        assert mine == plain or kernel.name == "conv_bn_relu_up"
 
 
 @pytest.mark.parametrize(("kernel", "problem"), KINDS.values(), ids=[str(kind) for kind in KINDS])

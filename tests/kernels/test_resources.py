@@ -15,7 +15,7 @@ from triton.compiler import ASTSource, make_backend
 from triton.runtime.jit import create_function_from_signature
 
 import kernels
-from kernels import KERNELS, conv_transpose, conv_weight_gradient, convolve, passes, resources
+from kernels import KERNELS, conv_bn_relu_up, conv_transpose, conv_weight_gradient, convolve, passes, resources
 from kernels.convolve import compilation
 from kernels.inspection import SHARED_KIB, as_compiled, compile_ahead, compiled, inspect, read, shared_limit
 from kernels.launch import ahead
@@ -150,6 +150,8 @@ def test_what_is_read_together_is_what_each_uses_alone(tmp_path: Path, monkeypat
         ("conv_bn_relu", (1, 16, 32, 64, 64, "bf16"), {"classes": 2}, 90),
         ("conv_bn_relu_pool", (1, 16, 32, 64, 64, "bf16"), {"pool": True}, 90),
         ("conv_bn_relu_pool", (1, 17, 33, 64, 64, "bf16"), {"pool": True}, 80),
+        ("conv_bn_relu_up", (2, 16, 32, 192, 64, "bf16"), {"second_channels": 128}, 90),
+        ("conv_bn_relu_up", (1, 16, 34, 192, 64, "bf16"), {"second_channels": 128}, 80),
         ("conv_transpose", (2, 16, 32, 64, 32, "bf16"), {}, 90),
         ("conv_transpose", (2, 16, 32, 64, 1, "bf16"), {}, 80),
         ("conv_moments", (2, 16, 32, 64, 64, "bf16"), {}, 90),
@@ -175,7 +177,7 @@ def test_what_is_compiled_ahead_is_what_a_launch_compiles(
     problem = Problem(**dict(zip(names, shape, strict=False)), **fused)
     cut = kernel.settings(problem, capability)
     launched: list[tuple[Any, ...]] = []
-    for module in (convolve, conv_transpose, passes, conv_weight_gradient):
+    for module in (convolve, conv_bn_relu_up, conv_transpose, passes, conv_weight_gradient):
         monkeypatch.setattr(
             module, "launch", lambda kernel, _grid, _device, *a, **options: launched.append((kernel, a, options))
         )
@@ -276,7 +278,7 @@ def test_wgmma_takes_both_operands_from_shared_memory(layer: Problem, monkeypatc
 
 def test_one_kernel_by_name() -> None:
     with pytest.raises(
-        ValueError, match="no kernel is called 'nothing'; there are: conv_bn_relu, conv_bn_relu_pool, conv_transpose, "
+        ValueError, match="no kernel is called 'nothing'; there are: conv_bn_relu, conv_bn_relu_pool, conv_bn_relu_up, "
     ):
         resources.rows(["sm_90"], "nothing")
 

@@ -299,9 +299,9 @@ def test_the_layers_are_those_of_the_unet() -> None:
     from unet import UNet
 
     found: dict[str, set[Problem]] = {kernel.name: set() for kernel in KERNELS}
-    for bilinear in (False, True):
+    for bilinear, fold in ((False, False), (False, True), (True, False)):
         with torch.device("meta"):
-            model = kernels.fuse(UNet(3, 2, bilinear).bfloat16())
+            model = kernels.fuse(UNet(3, 2, bilinear).bfloat16(), fold_transposed=fold)
         image = torch.empty(1, 3, 512, 512, device="meta", dtype=torch.bfloat16)
         for call in kernels.account_for(model, image).calls:
             found[call.kernel].add(call.problem)
@@ -330,7 +330,7 @@ def test_the_layers_of_training_are_those_of_the_unet(monkeypatch: pytest.Monkey
             assert set(kernel.layers) == called or not called
             assert len(kernel.layers) == len(set(kernel.layers))
     assert {call.kernel for call in account.calls} == {kernel.name for kernel in KERNELS} - {
-        *("conv_bn_relu", "conv_bn_relu_pool")
+        *("conv_bn_relu", "conv_bn_relu_pool", "conv_bn_relu_up")
     }
 
 
