@@ -22,9 +22,11 @@ from bench.readings import Ceiling
 if TYPE_CHECKING:
     import torch
 
-# Bytes copied: many times any last-level cache. Sides of the matrices: enough to fill the device.
+# Bytes copied: many times any last-level cache. Sides of the matrices: enough to fill the device. A CPU that multiplies
+# no 16 bits takes minutes for those; a product of this many seconds is as good.
 COPIED_BYTES = {"gpu": 2**30, "cpu": 2**28}
 SIDE = {"gpu": 8192, "cpu": 2048}
+LONG_ENOUGH_S = 0.05
 # The best of the repeats in so many seconds: a ceiling is what is possible.
 SECONDS = 0.5
 
@@ -57,10 +59,10 @@ def ceilings(request: Request) -> Iterator[Ceiling]:
         torch.set_num_threads(request.threads)
     device = torch.device("cuda" if request.device == "gpu" else "cpu")
     copied = _copy_gb_per_s(COPIED_BYTES[request.device], device)
-    side = SIDE[request.device]
     for precision in request.precisions:
         if precision == "fp8" and not _multiplies_fp8(device):
             continue
+        side = SIDE[request.device] if request.device == "gpu" else _side(precision, device)
         seconds = _best_s(_product(precision, side, device), device)
         yield Ceiling(
             device=request.device,
@@ -69,6 +71,20 @@ def ceilings(request: Request) -> Iterator[Ceiling]:
             tflop_per_s=2 * side**3 / seconds / 1e12,
             gb_per_s=copied,
         )
+
+
+def _side(precision: str, device: "torch.device") -> int:
+    """The side of the smallest matrices whose product takes long enough, of those up to the largest."""
+    side = 128
+    while side < SIDE["cpu"]:
+        product = _product(precision, side, device)
+        product()
+        start = time.perf_counter()
+        product()
+        if time.perf_counter() - start > LONG_ENOUGH_S:
+            break
+        side *= 2
+    return side
 
 
 def _multiplies_fp8(device: "torch.device") -> bool:

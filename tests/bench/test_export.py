@@ -17,11 +17,9 @@ from PIL import Image
 from bench.case import Case
 from bench.errors import UsageError
 from bench.export.serve import text
-from bench.machine import machine
 from bench.picture import picture, source
 from bench.results import Header, Run
 from bench.runtimes.artefact import RUNTIMES
-from bench.support import unsupported
 from bench.weights import digest, look
 from unet import UNet
 from unet.checkpoint import load_weights, save_weights
@@ -94,8 +92,6 @@ ENGINES = [
 def test_a_bundle_gives_what_eager_gives_in_a_fresh_process_and_refuses_what_it_was_not_made_for(
     bench: Bench, checkpoint: tuple[Path, UNet], tmp_path: Path, wanted: Case, shape: tuple[int, int, int]
 ) -> None:
-    if (why := unsupported(wanted, machine())) is not None:
-        pytest.skip(why)
     path, model = checkpoint
     folder = tmp_path / "shipped"
     told = export(bench, wanted, folder, "--weights", str(path))

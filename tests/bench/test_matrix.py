@@ -184,6 +184,14 @@ def test_what_a_processor_multiplies_forbids_nothing_else(case: Case) -> None:
     assert unsupported(case, both) is None
 
 
+def test_small_cases_are_measured_by_whatever_multiplies_them() -> None:
+    old = msgspec.structs.replace(CPU, cpu_half=())
+    small = Case(precision="amp_bf16", size="64x64", width=8)
+    assert unsupported(small, old) is None
+    for larger in ({"size": "256x256"}, {"width": 32}, {"batch": 16}):
+        assert unsupported(msgspec.structs.replace(small, **larger), old) is not None
+
+
 def test_the_devices_of_a_case_are_those_of_all_nodes() -> None:
     assert unsupported(Case(devices="16gpu"), nodes(TWO, 8)) is None
     assert unsupported(Case(devices="4cpu", task="train"), nodes(CPU, 2)) is None
