@@ -29,6 +29,10 @@ def model(  # noqa: PLR0913, PLR0917 (one argument for each option)
     channels: Annotated[int, typer.Option(min=1, max=4096, help="Channels of the image.")] = 3,
     classes: Annotated[int, typer.Option(min=1, max=4096, help="Classes.")] = 2,
     fused: Annotated[bool, typer.Option("--fused", help="Kernels of the fused network instead of layers.")] = False,  # noqa: FBT002
+    fold: Annotated[  # noqa: FBT002
+        bool,
+        typer.Option("--fold-transposed", help="With --fused: transposed convolutions inside the ones behind them."),
+    ] = False,
     json: Json = False,  # noqa: FBT002
 ) -> None:
     """Print the network layer by layer: output shape, parameters, multiply-accumulates, size of the activation.
@@ -36,6 +40,8 @@ def model(  # noqa: PLR0913, PLR0917 (one argument for each option)
     With --fused, kernel by kernel in bf16: what each computes, the bytes it must move, and at the end the most
     activations alive at once, beside those of the network as it is. Counted exactly; no GPU is needed.
     """
+    if fold and not fused:
+        raise UsageError("--fold-transposed is one way to fuse: give --fused too")
     from bench.case import Case, value
     from bench.report.table import three_digits
     from bench.report.terminal import print_json
@@ -55,7 +61,7 @@ def model(  # noqa: PLR0913, PLR0917 (one argument for each option)
         network = UNet(channels, classes, bilinear=case.upsampling == "bilinear", width=case.width, depth=case.depth)
         image = torch.empty(case.batch, channels, case.height, case.breadth)
         if fused:
-            _fused(network.eval().bfloat16(), image.bfloat16(), json=json)
+            _fused(network.eval().bfloat16(), image.bfloat16(), fold=fold, json=json)
             return
         rows = summarize(network.eval(), image)
     if json:
@@ -86,12 +92,13 @@ def model(  # noqa: PLR0913, PLR0917 (one argument for each option)
     )
 
 
-def _fused(network: "nn.Module", image: "Tensor", *, json: bool) -> None:
+def _fused(network: "nn.Module", image: "Tensor", *, fold: bool, json: bool) -> None:
     import kernels
     from bench.report.table import three_digits
     from bench.report.terminal import print_json
 
-    eager, fused = (kernels.account_for(one, image) for one in (network, kernels.fuse(network)))
+    both = (network, kernels.fuse(network, fold_transposed=fold))
+    eager, fused = (kernels.account_for(one, image) for one in both)
     peaks = {"eager_peak_mib": eager.peak_bytes / 2**20, "fused_peak_mib": fused.peak_bytes / 2**20}
     if json:
         print_json(*fused.calls, {"kernels": len(fused.calls), "others": fused.others} | peaks)

@@ -90,7 +90,7 @@ app.command(
     "python -m bench export infer-onnx-fp32-nchw-transposed-b1-256x256-1cpu-w32 --weights mine.pt --out shipped"
 )(export)
 app.command(
-    epilog="Examples:  python -m bench model --upsampling bilinear --size 640x959 | python -m bench model --fused"
+    epilog="Examples:  python -m bench model --upsampling bilinear | python -m bench model --fused --fold-transposed"
 )(builders.model)
 app.command(epilog="Example:  python -m bench resources --target sm_90 --json")(builders.resources)
 app.command(epilog="Examples:  python -m bench doctor | python -m bench doctor --quick --json")(drivers.doctor)

@@ -231,10 +231,10 @@ def triton(model: nn.Module, case: Case) -> Callable[..., Any]:
     return _fused(model, training=case.task == "train")
 
 
-def _fused(model: nn.Module, *, training: bool = False) -> nn.Module:
+def _fused(model: nn.Module, *, training: bool = False, fold: bool = False) -> nn.Module:
     import kernels
 
-    fused = kernels.fuse(model, training=training)
+    fused = kernels.fuse(model, training=training, fold_transposed=fold)
     report = kernels.fusion_report(fused)
     if report.chains_left or not report.chains_fused:
         # A network that runs half by cuDNN would be somebody else's speed under our name.
@@ -246,6 +246,26 @@ def _fused(model: nn.Module, *, training: bool = False) -> nn.Module:
 def triton_graph(model: nn.Module, _: Case) -> Callable[..., Any]:
     """`triton`, the whole forward in one CUDA graph: no launch waits for Python."""
     return Recorded(_fused(model))
+
+
+def _foldable(case: Case, _: Machine) -> str | None:
+    if case.task == "layer":
+        return "one layer alone has nothing to be folded into"
+    return (
+        None if case.upsampling == "transposed" else "bilinear upsampling is no convolution to be folded into another"
+    )
+
+
+@implementation("triton_fold", _cuda, _constant_weights, _foldable, rewrites=True)
+def triton_fold(model: nn.Module, _: Case) -> Callable[..., Any]:
+    """`triton` with each transposed convolution folded into the one behind it: the map between is never made."""
+    return _fused(model, fold=True)
+
+
+@implementation("triton_fold_graph", _cuda, _constant_weights, _foldable, one_size=True)
+def triton_fold_graph(model: nn.Module, _: Case) -> Callable[..., Any]:
+    """`triton_fold`, the whole forward in one CUDA graph."""
+    return Recorded(_fused(model, fold=True))
 
 
 def load(modules: Iterable[str]) -> None:

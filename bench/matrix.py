@@ -7,11 +7,12 @@ from bench.case import Case, CaseError, product, vary
 from bench.machine import Machine, usable_gpus
 
 IMPLEMENTATION = ("eager", "compile", "triton")
-EVERY_IMPLEMENTATION = (
+EITHER_UPSAMPLING = (
     *("eager", "eager_graph"),
     *("compile", "compile_reduce_overhead", "compile_max_autotune", "compile_freezing"),
     *("triton", "triton_graph"),
 )
+EVERY_IMPLEMENTATION = (*EITHER_UPSAMPLING, "triton_fold_graph")
 UPSAMPLING = ("bilinear", "transposed")
 SCALING = ("1gpu", "2gpu", "4gpu", "8gpu")
 
@@ -113,17 +114,16 @@ def full(machine: Machine) -> tuple[Case, ...]:
 def h200(_: Machine) -> tuple[Case, ...]:
     """Everything that a 141 GB GPU is bought for: each implementation in its best layout, over batches and sizes.
 
-    About 250 cases. On another machine they are `unsupported`, or what its memory says.
+    About 270 cases. On another machine they are `unsupported`, or what its memory says.
     """
     one: dict[str, Sequence[str | int]] = {"devices": ("1gpu",), "layout": ("nhwc",), "size": ("512x512",)}
-    infer = product(
-        task=("infer",),
-        upsampling=UPSAMPLING,
-        implementation=EVERY_IMPLEMENTATION,
-        precision=("amp_bf16", "bf16"),
-        batch=(1, 16, 64),
-        **one,
-    )
+    often: dict[str, Sequence[str | int]] = {
+        "task": ("infer",),
+        "precision": ("amp_bf16", "bf16"),
+        "batch": (1, 16, 64),
+    }
+    infer = product(upsampling=UPSAMPLING, implementation=EITHER_UPSAMPLING, **often, **one)
+    infer += product(implementation=("triton_fold_graph",), **often, **one)
     exact = product(
         task=("infer",), implementation=EVERY_IMPLEMENTATION, precision=("fp32", "tf32", "fp16"), batch=(16,), **one
     )

@@ -69,7 +69,7 @@ def _finished(
             pixel = tl.arange(0, ROWS * COLUMNS)
             row = upper + 2 * (pixel // COLUMNS)
             column = leftmost + 2 * (pixel % COLUMNS)
-            for tap in tl.static_range(9):
+            for tap in tl.range(9, num_stages=1):
                 # As unsigned numbers, -1 is past the last row too.
                 there = ((row + tap // 3 - 1).to(tl.uint32) < (2 * low_height).to(tl.uint32)) & (
                     (column + tap % 3 - 1).to(tl.uint32) < (2 * low_width).to(tl.uint32)

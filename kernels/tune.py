@@ -20,7 +20,7 @@ import torch
 import triton
 from torch.utils._pytree import tree_leaves
 
-from kernels import around, conv_transpose, conv_weight_gradient, convolve, implicit_gemm
+from kernels import around, conv_bn_relu_up, conv_transpose, conv_weight_gradient, convolve, folded_gemm, implicit_gemm
 from kernels.inspection import write_atomically
 from kernels.launch import place
 from kernels.limits import relative_l2, relative_l2_limit
@@ -142,7 +142,11 @@ def _row(question: _Question, trials: list[Trial], clock: Clock) -> dict[str, An
 def source_hash() -> str:
     """Names the code that was measured: the loops, their launcher, and triton's version."""
     text = triton.__version__ + "".join(
-        inspect.getsource(module) for module in (implicit_gemm, around, convolve, conv_transpose, conv_weight_gradient)
+        inspect.getsource(module)
+        for module in (
+            *(implicit_gemm, around, convolve, folded_gemm),
+            *(conv_bn_relu_up, conv_transpose, conv_weight_gradient),
+        )
     )
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 

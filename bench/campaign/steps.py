@@ -50,7 +50,8 @@ def steps(machine: Machine, *, toy: bool) -> tuple[Step, ...]:
     both = {"upsampling": "bilinear,transposed"}
     layer = {**BF16, "task": "layer", "layer": ",".join(LAYERS), "batch": "1,16", "upsampling": "transposed"}
     infer, train = {**BF16, "task": "infer", "batch": "1,16", **both}, {**BF16, "task": "train", "batch": "16", **both}
-    rivals, compiled = "eager,folded_graph,cudnn_relu_graph,triton_graph", "compile,compile_max_autotune"
+    rivals = "eager,folded_graph,cudnn_relu_graph,triton_graph,triton_fold_graph"
+    compiled = "compile,compile_max_autotune"
     small = {**TOY, "devices": "1gpu" if usable_gpus(machine) else "1cpu"} if toy else {}
 
     def measured(name: str, what: str, axes: Mapping[str, str], *options: str, into: str = "") -> Step:

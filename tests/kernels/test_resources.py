@@ -23,10 +23,11 @@ from kernels.problem import Precision, Problem, Settings
 from kernels.resources import TARGETS, capability_of
 from kernels.settings import settings_for
 from kernels.spec import Compilation
-from kernels.unet_layers import unet_layers
+from kernels.unet_layers import folded_layers, unet_layers
 
 if TYPE_CHECKING:
     from pathlib import Path
+    from types import ModuleType
 
     from kernels.spec import Kernel
 
@@ -264,13 +265,21 @@ def test_nan_survives_the_relu_in_the_machine_s_own_words(family: str, monkeypat
 
 
 @pytest.mark.parametrize(
-    "layer", [layer for layer in unet_layers(batch=16) if layer.in_channels > 3 and not layer.upsample], ids=str
+    ("kernel", "layer"),
+    [
+        *((convolve, layer) for layer in unet_layers(batch=16) if layer.in_channels > 3 and not layer.upsample),
+        *((conv_bn_relu_up, layer) for layer in folded_layers(batch=16)),
+    ],
+    ids=lambda part: str(part) if isinstance(part, Problem) else part.__name__,
 )
-def test_wgmma_takes_both_operands_from_shared_memory(layer: Problem, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wgmma_takes_both_operands_from_shared_memory(
+    kernel: ModuleType, layer: Problem, monkeypatch: pytest.MonkeyPatch
+) -> None:
     # One that goes through registers costs 16 of them and a load a step; a dimension of size 1 in the wrong place of a
     # descriptor's block is enough.
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-    ptx = compile_ahead(compilation(layer, settings_for(layer, 90)), 90).asm["ptx"]
+    cut = getattr(kernel, "settings_for", settings_for)(layer, 90)
+    ptx = compile_ahead(kernel.compilation(layer, cut), 90).asm["ptx"]
     multiplications = [line for line in ptx.splitlines() if "wgmma.mma_async" in line]
     assert multiplications
     assert all(re.search(r"\}, %rd\d+, %rd\d+,", line) for line in multiplications)
