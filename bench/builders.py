@@ -116,6 +116,11 @@ def _fused(network: "nn.Module", image: "Tensor", *, fold: bool, json: bool) -> 
     ratio = fused.peak_bytes / eager.peak_bytes
     told = ", ".join(f"{name.split('_')[0]} {three_digits(mib)} MiB" for name, mib in peaks.items())
     typer.echo(f"activations alive at once, at most: {told} ({ratio:.3f}×)")
+    if not fold and any(call.kernel == "conv_transpose" for call in fused.calls):
+        other = kernels.account_for(kernels.fuse(network, fold_transposed=True), image)
+        megabytes = sum(call.bytes for call in other.calls) / 1e6
+        peak = f"{three_digits(other.peak_bytes / 2**20)} MiB ({other.peak_bytes / eager.peak_bytes:.3f}×)"
+        typer.echo(f"with --fold-transposed: {len(other.calls)} kernels, {megabytes:,.1f} MB, {peak}")
 
 
 def resources(

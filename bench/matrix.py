@@ -114,7 +114,7 @@ def full(machine: Machine) -> tuple[Case, ...]:
 def h200(_: Machine) -> tuple[Case, ...]:
     """Everything that a 141 GB GPU is bought for: each implementation in its best layout, over batches and sizes.
 
-    About 270 cases. On another machine they are `unsupported`, or what its memory says.
+    About 250 cases. On another machine they are `unsupported`, or what its memory says.
     """
     one: dict[str, Sequence[str | int]] = {"devices": ("1gpu",), "layout": ("nhwc",), "size": ("512x512",)}
     often: dict[str, Sequence[str | int]] = {

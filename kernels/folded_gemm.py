@@ -183,7 +183,7 @@ def pointers(
     x_tile = x_ptr + n * stride_n + ((far_h - 1) * stride_h + (far_w - 1) * stride_w)[:, None]
     total = tl.zeros((ROWS * COLUMNS, OUT_BLOCK), tl.float32)
     total = gathered(
-        total, x_tile, weight_ptr + (channel * FIRST)[None, :], h - 1, w - 1, height, width,
+        total, x_tile, weight_ptr + (channel * FIRST)[None, :], h, w, height, width,
         stride_c, stride_h, stride_w, out_channels * FIRST, present, FIRST, 3, IN_BLOCK, UPCAST, WIDE, MULTIPLY,
     )  # fmt: skip
     row, a = _below(i, p, top)
@@ -196,7 +196,7 @@ def pointers(
     per_tap = out_channels * LOW
     folded_tile = folded_ptr + ((2 * a + b) * 4 * per_tap + channel * LOW)[None, :]
     total = gathered(
-        total, low_tile, folded_tile, row, column, low_height, low_width,
+        total, low_tile, folded_tile, row + 1, column + 1, low_height, low_width,
         low_c, low_h, low_w, per_tap, present, LOW, 2, IN_BLOCK, UPCAST, WIDE, MULTIPLY,
     )  # fmt: skip
     total = _finished(

@@ -169,7 +169,7 @@ def gathered(
         total: the sums so far.
         x_tile: addresses of each pixel's upper left tap, (pixels, 1).
         weight_tile: addresses of this source's first weight of each output channel, (1, OUT_BLOCK).
-        h: rows of those taps in this source.
+        h: rows, in this source, of the pixels' second taps: below and right of the upper left ones.
         w: columns.
         height: of this source.
         width: of this source.
@@ -188,7 +188,9 @@ def gathered(
             r = tap // SIDE
             s = tap % SIDE
             # As unsigned numbers, -1 is past the last row too.
-            inside = ((h + r).to(tl.uint32) < height.to(tl.uint32)) & ((w + s).to(tl.uint32) < width.to(tl.uint32))
+            inside = ((h + r - 1).to(tl.uint32) < height.to(tl.uint32)) & (
+                (w + s - 1).to(tl.uint32) < width.to(tl.uint32)
+            )
             far_r = r.to(tl.int64) if WIDE else r
             far_block = block.to(tl.int64) if WIDE else block
             offset = far_r * stride_h + s * stride_w + far_block * stride_c
@@ -205,8 +207,8 @@ def gathered(
             r = flat // CHANNELS // SIDE
             s = flat // CHANNELS % SIDE
             source = flat % CHANNELS
-            rows = (h[:, None] + r[None, :]).to(tl.uint32)
-            columns = (w[:, None] + s[None, :]).to(tl.uint32)
+            rows = (h[:, None] + r[None, :] - 1).to(tl.uint32)
+            columns = (w[:, None] + s[None, :] - 1).to(tl.uint32)
             inside = (rows < height.to(tl.uint32)) & (columns < width.to(tl.uint32)) & (flat < DEPTH)[None, :]
             far_r = r.to(tl.int64) if WIDE else r
             far_source = source.to(tl.int64) if WIDE else source
@@ -275,7 +277,7 @@ def pointers(
     per_tap = out_channels * IN_CHANNELS
     total = tl.zeros((ROWS * COLUMNS, OUT_BLOCK), tl.float32)
     total = gathered(
-        total, x_tile, weight_tile, h - 1, w - 1, height, width, stride_c, stride_h, stride_w, per_tap, present,
+        total, x_tile, weight_tile, h, w, height, width, stride_c, stride_h, stride_w, per_tap, present,
         FIRST, 3, IN_BLOCK, UPCAST, WIDE, MULTIPLY,
     )  # fmt: skip
     if SECOND > 0:
@@ -313,7 +315,7 @@ def pointers(
             far_column = column.to(tl.int64) if WIDE else column
             second_tile += ((far_row - 1) * second_h + (far_column - 1) * second_w)[:, None]
             total = gathered(
-                total, second_tile, weight_tile, row - 1, column - 1, second_height, second_width,
+                total, second_tile, weight_tile, row, column, second_height, second_width,
                 second_c, second_h, second_w, per_tap, present, SECOND, 3, IN_BLOCK, UPCAST, WIDE, MULTIPLY,
             )  # fmt: skip
     if scale_ptr is not None:

@@ -52,11 +52,12 @@ def test_a_capture_under_autocast_casts_each_weight_in_every_forward() -> None:
 
 @pytest.mark.gpu
 @needs_gpu
+@pytest.mark.parametrize("fold", [False, True])
 def test_replay_is_the_fused_model_before_and_after_its_weights_change(
-    lively: Callable[[nn.Module], nn.Module],
+    lively: Callable[[nn.Module], nn.Module], *, fold: bool
 ) -> None:
     model = lively(UNet(3, 2, width=16)).cuda().to(memory_format=torch.channels_last)
-    fused = kernels.fuse(model)
+    fused = kernels.fuse(model, fold_transposed=fold)
     images = [torch.randn(2, 3, 64, 96, device="cuda").contiguous(memory_format=torch.channels_last) for _ in range(2)]
     graphed = kernels.Graphed(fused, images[0])
 
