@@ -56,15 +56,16 @@ class Exchange(Metric):
         return found
 
 
-def _rounds(round_s: float, settings: Settings) -> int:
-    return max(FEWEST, min(ROUNDS, int(settings.measure_s / round_s)))
+def _rounds(round_s: float, settings: Settings, fewest: int = FEWEST) -> int:
+    return max(fewest, min(ROUNDS, int(settings.measure_s / round_s)))
 
 
 def _training(subject: Subject, network: nn.Module, settings: Settings) -> Found:
     start = time.perf_counter()
     backward = [_backward_ms(subject)]
     round_s = time.perf_counter() - start  # with the forward pass before it
-    backward += [_backward_ms(subject) for _ in range(1, _rounds(round_s, settings))]
+    # Nothing is compared with it in turns: where it takes seconds, one is enough.
+    backward += [_backward_ms(subject) for _ in range(1, _rounds(round_s, settings, fewest=1))]
     gradients = [parameter.grad for parameter in network.parameters() if parameter.grad is not None]
     found = Found(gradient_mib=sum(gradient.nbytes for gradient in gradients) / MIB, backward_ms=median(backward))
     if subject.group.size > 1:
