@@ -18,7 +18,7 @@ from typing import Any, Self
 import torch
 from torch import fx, nn
 
-from kernels import conv_bn_relu_up, conv_transpose
+from kernels import conv_transpose, folded_packing
 from kernels.chains import Fused, Left, join, rewrite, why_not
 from kernels.packing import Sources
 from kernels.packing import renew as renew_packed
@@ -151,7 +151,7 @@ def renew(model: nn.Module) -> None:
             if other_path := head_path or transposed_path:
                 other: Any = module.get_submodule(other_path)
                 layers += (other.weight, other.bias)
-            renew_packed(conv_bn_relu_up.Sources(*layers) if transposed_path else Sources(*layers))
+            renew_packed(folded_packing.Sources(*layers) if transposed_path else Sources(*layers))
         for path in getattr(module, "_fused_transposed", ()):
             layer: Any = module.get_submodule(path)
             renew_packed(conv_transpose.Sources(layer.weight, layer.bias))

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 import kernels
 from kernels import conv_bn_relu_up
 from kernels.convolve import nhwc
+from kernels.folded_packing import Sources
 from kernels.problem import Problem
 from unet import UNet
 from unet.containers import CONTAINERS, build
@@ -200,7 +201,7 @@ def test_renewal_writes_where_the_old_weights_were(lively: Callable[[nn.Module],
     up, chain = fused.get_submodule("up1.up"), fused.get_submodule("up1.conv.double_conv")
     norm = chain[1]  # type: ignore[index] # a Sequential
     layers = (chain[0].weight, chain[0].bias, norm.running_mean, norm.running_var, norm.weight, norm.bias, norm.eps)  # type: ignore[index]
-    sources = conv_bn_relu_up.Sources(*layers, up.weight, up.bias)  # type: ignore[arg-type] # a transposed convolution
+    sources = Sources(*layers, up.weight, up.bias)  # type: ignore[arg-type] # a transposed convolution
     old = packed(sources, torch.float32)
     kept = old.folded.clone()
     with torch.no_grad():
