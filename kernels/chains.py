@@ -109,7 +109,8 @@ def rewrite(root: nn.Module, graph: fx.Graph, path: str, *, trained: bool = Fals
                 joined[found.convolution.all_input_nodes[0]] = found.second
             done |= _replace(root, graph, found, trained=trained)
             entry = _entry(found, path)
-            transposed = [one for one in transposed if one != entry.transposed]
+            if entry.transposed:
+                transposed.remove(entry.transposed)  # of one call: another of the same module may stay a kernel
             fused.append(entry)
     left += [dataclasses.replace(entry, part=join(path, entry.part)) for entry in _beside(root, graph, joined)]
     if trained:

@@ -30,7 +30,7 @@ from kernels.convolve import boxes, family_of, nhwc, passes_32_bits, strides
 from kernels.folded_packing import Packed, Sources
 from kernels.launch import ahead, interpreting, launch, place
 from kernels.packing import packed
-from kernels.problem import DTYPES, ITEM_BYTES, Family, Problem, Settings, precision_of
+from kernels.problem import DTYPES, ITEM_BYTES, Family, Problem, Settings
 from kernels.spec import Compilation, Kernel
 from kernels.unet_layers import FOLDED_LAYERS
 
@@ -279,16 +279,8 @@ def _as_gemm(problem: Problem) -> Problem:
 
 def problem_of(x: Tensor, weight: Tensor, low: Tensor) -> Problem:
     """The problem of these tensors: sizes are x's, `second_channels` those of `low`."""
-    n, c, h, w = x.shape
-    return Problem(
-        batch=n,
-        height=h,
-        width=w,
-        in_channels=c + low.shape[1],
-        out_channels=weight.shape[0],
-        precision=precision_of(x.dtype),
-        second_channels=low.shape[1],
-    )
+    found = convolution.problem_of(x, weight, low, upsample=False, pool=False)
+    return dataclasses.replace(found, in_channels=x.shape[1] + low.shape[1])
 
 
 def _missing(x: Tensor, low: Tensor) -> tuple[int, int]:

@@ -161,6 +161,19 @@ def test_what_is_something_else_stays_a_kernel_of_its_own(
         same(fused(x, low), model(x, low))
 
 
+def test_of_a_module_called_twice_one_call_is_folded_and_the_other_still_renewed(
+    lively: Callable[[nn.Module], nn.Module], device: torch.device
+) -> None:
+    model = lively(
+        Decoder(lambda module, skip, up: joined(module, skip, module.up(module.below(skip[:, :3]))) + up.mean())
+    )
+    fused = folded(model.to(device))
+    report = kernels.fusion_report(fused)
+    assert report.transposed == ("up",)
+    assert [entry.transposed for entry in report.fused] == ["up"]
+    assert fused._fused_transposed == ("up",)
+
+
 def test_layers_that_are_trained_are_not_folded() -> None:
     with pytest.raises(ValueError, match="fold_transposed is for inference"):
         kernels.fuse(UNet(3, 2, width=2, depth=1), training=True, fold_transposed=True)
