@@ -36,8 +36,9 @@ def _quick_cpu() -> tuple[Case, ...]:
         implementation=IMPLEMENTATION,
     )
     # A "device" is one core here: one process with one thread against two with one each. That is half of the machine,
-    # so it gets about half of the pixels; the two cases would be a fifth of the run otherwise.
-    scaling = product(task=("train",), threads=(1,), size=("192x192",), devices=("1cpu", "2cpu"))
+    # and the second case takes each kind of step some twenty times; at the size of the others it would be a fifth of
+    # the run.
+    scaling = product(task=("train",), threads=(1,), size=("128x128",), devices=("1cpu", "2cpu"))
     return matrix + scaling
 
 
