@@ -106,6 +106,7 @@ def wait(until: Callable[[], bool], seconds: float = 120.0) -> None:
         time.sleep(0.1)
 
 
+@pytest.mark.slow
 def test_each_step_and_the_whole_run_are_bounded(tmp_path: Path) -> None:
     deaf = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(1000)"
     plain = step("plain", "print('found')")

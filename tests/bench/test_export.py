@@ -181,6 +181,7 @@ def bundle(
     return bench, folder / "shipped"
 
 
+@pytest.mark.slow
 def test_a_picture_becomes_a_picture_of_classes(
     bundle: tuple[Bench, Path], checkpoint: tuple[Path, UNet], tmp_path: Path
 ) -> None:
@@ -197,6 +198,7 @@ def test_a_picture_becomes_a_picture_of_classes(
     assert ((found == 255) == (expected == 1)).mean() > 0.9999
 
 
+@pytest.mark.slow
 def test_a_grey_picture_of_sixteen_bits_is_seen_as_that_of_eight(bundle: tuple[Bench, Path], tmp_path: Path) -> None:
     from skimage import data
 

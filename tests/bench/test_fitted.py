@@ -230,6 +230,7 @@ def test_a_file_that_cannot_be_read_is_not_called_damaged(small_file: bytes) -> 
     assert file.exists()
 
 
+@pytest.mark.slow
 def test_two_processes_that_fit_at_once_leave_one_whole_file(cache: Path, tmp_path: Path) -> None:
     (tmp_path / "recipe.json").write_bytes(msgspec.json.encode(SMALL))
     processes = [python("-m", "bench.fitted", str(tmp_path / "recipe.json"), stdout=subprocess.PIPE) for _ in range(2)]
@@ -240,6 +241,7 @@ def test_two_processes_that_fit_at_once_leave_one_whole_file(cache: Path, tmp_pa
     assert any("step 10/10" in out for out, _ in said)
 
 
+@pytest.mark.slow
 def test_a_write_that_fails_half_way_leaves_the_old_file_and_no_litter(cache: Path, small_file: bytes) -> None:
     placed(small_file)
     code = "from bench.fitted import *;fit(Recipe(upsampling='transposed', width=4, depth=2, steps=10))"

@@ -106,6 +106,7 @@ def test_a_batch_that_can_never_fit_is_oom(bench: Bench) -> None:
     assert bench.records()["eager"].status == "oom"
 
 
+@pytest.mark.slow
 def test_a_hang_is_a_timeout_within_its_limit_and_leaves_no_process(bench: Bench, tmp_path: Path) -> None:
     bench.variables["HELPER_PID"] = str(tmp_path / "helper.pid")
     bench.measure(tiny("hangs"), options=("--time-limit-s", "15"))
@@ -124,6 +125,7 @@ def _command(process: psutil.Process) -> list[str]:
         return []
 
 
+@pytest.mark.slow
 def test_garbage_on_standard_output_disturbs_nothing(bench: Bench) -> None:
     bench.measure(tiny("chatty"))
     assert bench.records()["chatty"].status == "ok"
@@ -133,11 +135,19 @@ def test_garbage_on_standard_output_disturbs_nothing(bench: Bench) -> None:
     ("case", "why"),
     [
         (tiny("wrong"), "relative L2"),
-        (tiny("unwritten"), "relative L2 nan"),
-        (tiny("remembers"), "relative L2"),
-        (tiny("writes_input"), "the implementation wrote into its inputs"),
-        (tiny("wrong_gradient", task="train"), "relative L2"),
-        (tiny("forgets_statistics", task="train"), "BatchNorm's running statistics are 1 of a step's change off"),
+        *(
+            pytest.param(case, why, marks=pytest.mark.slow)
+            for case, why in (
+                (tiny("unwritten"), "relative L2 nan"),
+                (tiny("remembers"), "relative L2"),
+                (tiny("writes_input"), "the implementation wrote into its inputs"),
+                (tiny("wrong_gradient", task="train"), "relative L2"),
+                (
+                    tiny("forgets_statistics", task="train"),
+                    "BatchNorm's running statistics are 1 of a step's change off",
+                ),
+            )
+        ),
     ],
     ids=lambda part: part.implementation if isinstance(part, Case) else None,
 )
@@ -148,6 +158,7 @@ def test_a_wrong_result_is_inaccurate_however_fast(bench: Bench, case: Case, why
     assert record.reason.startswith(why)
 
 
+@pytest.mark.slow
 def test_a_run_that_was_interrupted_keeps_its_records_and_goes_on(bench: Bench) -> None:
     cases = (tiny(), tiny("sleeps"), tiny(layout="nhwc"))
     options = ("--axis", "task=infer")
@@ -225,6 +236,7 @@ def test_a_case_costs_little_beyond_its_own_measuring(bench: Bench) -> None:
     assert min(overheads) < max(6, 2 * min(imports))
 
 
+@pytest.mark.slow
 def test_two_processes_train_as_one_case(bench: Bench) -> None:
     if psutil.cpu_count() == 1:
         pytest.skip("one core")
@@ -270,6 +282,7 @@ def test_a_wrong_option_is_one_line_before_anything_runs(bench: Bench, options: 
     assert not bench.runs()
 
 
+@pytest.mark.slow
 def test_gradients_that_overflow_fp16_are_taken_at_a_smaller_scale(bench: Bench) -> None:
     bench.measure(tiny("overflows", task="train", precision="amp_fp16"))
     record = bench.records()["overflows"]
@@ -295,6 +308,7 @@ def test_a_module_that_cannot_be_loaded_is_one_line(bench: Bench, tmp_path: Path
         assert "Traceback" not in answer.stdout + answer.stderr
 
 
+@pytest.mark.slow
 def test_results_of_a_loaded_module_that_changed_are_not_continued(bench: Bench, tmp_path: Path) -> None:
     bench.variables["PYTHONPATH"] = str(tmp_path)
     module = tmp_path / "mine.py"
@@ -306,6 +320,7 @@ def test_results_of_a_loaded_module_that_changed_are_not_continued(bench: Bench,
     assert len(bench.runs()) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP], ids=lambda number: number.name)
 def test_an_orderly_end_prints_what_was_measured_and_leaves_no_worker(bench: Bench, number: signal.Signals) -> None:
     with bench.started(tiny(), tiny("hangs")) as process:
@@ -318,12 +333,14 @@ def test_an_orderly_end_prints_what_was_measured_and_leaves_no_worker(bench: Ben
     assert not worker.is_running() or worker.status() == psutil.STATUS_ZOMBIE
 
 
+@pytest.mark.slow
 def test_benchmark_only_measures_cases(bench: Bench) -> None:
     told = bench.measure(tiny(), options=("--benchmark-only",))
     assert told.returncode == 0, told.stdout
     assert bench.records()["eager"].status == "ok"
 
 
+@pytest.mark.slow
 def test_a_terminal_that_knows_only_ascii_is_no_reason_to_fail(bench: Bench) -> None:
     bench.variables["PYTHONIOENCODING"] = "ascii"
     told = bench.measure(tiny())
@@ -331,6 +348,7 @@ def test_a_terminal_that_knows_only_ascii_is_no_reason_to_fail(bench: Bench) -> 
     assert bench.read("report", str(bench.runs()[0].path)).returncode == 0
 
 
+@pytest.mark.slow
 def test_selecting_by_name_measures_those_alone(bench: Bench) -> None:
     bench.measure(options=("--preset", "smoke", "--axis", "width=4", "--axis", "depth=2", "-k", "infer"))
     ((record,),) = (run.records for run in bench.runs())
@@ -359,6 +377,7 @@ def test_a_selection_that_pytest_refuses_leaves_no_file(bench: Bench, tmp_path: 
         assert not bench.runs()
 
 
+@pytest.mark.slow
 def test_benchmark_disable_still_measures_and_records(bench: Bench) -> None:
     told = bench.measure(tiny(), options=("--benchmark-disable",))
     assert told.returncode == 0, told.stdout

@@ -109,6 +109,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[State, 
     return ranks(tmp_path_factory.mktemp("ranks"), VARIANTS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name, axes in VARIANTS.items() if "batchnorm" in axes])
 def test_synchronized_ranks_train_as_one_process_with_the_joined_batch(
     trained: dict[str, tuple[State, State]], name: str
@@ -121,6 +122,7 @@ def test_synchronized_ranks_train_as_one_process_with_the_joined_batch(
         torch.testing.assert_close(one, tensor, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_without_synchronized_statistics_ranks_agree_to_the_bit_though_not_with_the_joined_batch(
     trained: dict[str, tuple[State, State]],
 ) -> None:

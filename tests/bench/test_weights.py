@@ -56,6 +56,7 @@ def test_axes_and_cases_of_another_network_are_refused(checkpoint: Path) -> None
         weights.asked_for({}, [Case(width=6, depth=2)])
 
 
+@pytest.mark.slow
 def test_the_network_of_a_checkpoint_is_what_is_measured(bench: Bench, checkpoint: Path) -> None:
     told = bench.measure(CASE, options=("--weights", str(checkpoint)))
     assert told.returncode == 0, told.stdout
@@ -115,6 +116,7 @@ def test_a_checkpoint_that_changed_since_it_was_looked_at_is_not_measured(checkp
         state_of(weights)
 
 
+@pytest.mark.slow
 def test_weights_of_another_network_are_refused_before_anything_is_measured(bench: Bench, checkpoint: Path) -> None:
     told = bench.measure(Case(), options=("--weights", str(checkpoint)))
     assert told.returncode == 4

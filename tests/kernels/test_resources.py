@@ -38,7 +38,7 @@ def a_few_layers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kernels, "KERNELS", few)
 
 
-@pytest.mark.parametrize("target", ["sm_80", "sm_90"])
+@pytest.mark.parametrize("target", ["sm_90", pytest.param("sm_80", marks=pytest.mark.slow)])
 @pytest.mark.usefixtures("a_few_layers")
 def test_a_few_layers_compile_well(target: str, monkeypatch: pytest.MonkeyPatch) -> None:
     compile_well(target, monkeypatch)
@@ -109,6 +109,7 @@ def test_a_spill_would_be_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     assert inspect(compilation(without_tensor_cores, small), 80).tensor_core == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("target", "channels"), [("sm_80", 24), ("sm_120", 1)])
 def test_passes_over_channels_of_no_unet_do_not_spill(
     target: str, channels: int, monkeypatch: pytest.MonkeyPatch
@@ -203,11 +204,10 @@ def test_what_is_compiled_ahead_is_what_a_launch_compiles(
 
 # Of everything that PTX adds up in memory where others add as well: in which order, nobody knows.
 ATOMIC = re.compile(r"\b(?:atom|red|cp\.reduce)\.")
-QUICK = {"sm_80", "sm_90"}  # pointers, and descriptors as well
 
 
 @pytest.mark.parametrize(
-    "target", [target if target in QUICK else pytest.param(target, marks=pytest.mark.slow) for target in TARGETS]
+    "target", [target if target == "sm_90" else pytest.param(target, marks=pytest.mark.slow) for target in TARGETS]
 )
 @pytest.mark.parametrize("kernel", KERNELS, ids=[kernel.name for kernel in KERNELS])
 def test_no_kernel_has_an_atomic(kernel: Kernel, target: str, monkeypatch: pytest.MonkeyPatch) -> None:

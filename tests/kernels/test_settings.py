@@ -277,6 +277,7 @@ for trial in tune.tune(kernel, [problem], torch.device("cpu"), path=path, clock=
 """
 
 
+@pytest.mark.slow
 def test_a_candidate_that_twice_ended_the_process_is_not_tried_again(
     tmp_path: pathlib.Path, few: list[Settings]
 ) -> None:

@@ -86,6 +86,7 @@ def test_two_hundred_steps_at_full_width_stray_no_farther_than_seeds_do(*, bilin
     assert _blocks(mine)[-1] < _blocks(mine)[0], mine
 
 
+@pytest.mark.slow
 def test_curves_of_small_models_stray_as_they_should() -> None:
     cpu = torch.device("cpu")
     sizes = {"steps": 60, "side": 16, "batch": 4}

@@ -170,6 +170,7 @@ dist.destroy_process_group()
 """
 
 
+@pytest.mark.slow
 def test_two_processes_of_ddp_load_train_alike_and_save_files_that_fit_one(
     alive: Callable[..., UNet], tmp_path: Path
 ) -> None:
