@@ -220,6 +220,7 @@ def test_a_grey_picture_of_sixteen_bits_is_seen_as_that_of_eight(bundle: tuple[B
     assert (found["eight"] == found["colours"]).mean() > 0.9999
 
 
+@pytest.mark.slow
 def test_a_folder_that_is_there_stays_as_it_is_unless_told_otherwise(bundle: tuple[Bench, Path]) -> None:
     bench, folder = bundle
     before = {file.name: file.read_bytes() for file in folder.iterdir()}
@@ -229,6 +230,7 @@ def test_a_folder_that_is_there_stays_as_it_is_unless_told_otherwise(bundle: tup
     assert {file.name: file.read_bytes() for file in folder.iterdir()} == before
 
 
+@pytest.mark.slow
 def test_only_a_bundle_is_replaced(bundle: tuple[Bench, Path], tmp_path: Path) -> None:
     from bench.export.bundle import in_the_way
 
@@ -252,6 +254,7 @@ def test_a_bundle_gives_way_to_another_when_told_to(bundle: tuple[Bench, Path], 
     assert [file.name for file in tmp_path.iterdir()] == ["shipped"]
 
 
+@pytest.mark.slow
 def test_a_file_that_was_changed_since_is_not_served(bundle: tuple[Bench, Path], tmp_path: Path) -> None:
     bench, folder = bundle
     copy = tmp_path / "copy"

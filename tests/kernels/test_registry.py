@@ -96,7 +96,7 @@ KINDS = {(kernel.name, *problem.fused): (kernel, problem) for kernel, problem in
 
 
 @pytest.mark.parametrize(("kernel", "problem"), KINDS.values(), ids=[str(kind) for kind in KINDS])
-@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@pytest.mark.parametrize("precision", ["fp32", pytest.param("fp16", marks=pytest.mark.slow)])
 def test_op_keeps_its_contract(kernel: Kernel, problem: Problem, precision: str, device: torch.device) -> None:
     problem = dataclasses.replace(problem, precision=precision)
     arguments = kernel.inputs(problem, device, torch.Generator().manual_seed(0))
