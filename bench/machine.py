@@ -110,12 +110,14 @@ def usable_gpus(machine: Machine) -> tuple[Gpu, ...]:
 def slug(machine: Machine) -> str:
     """Name the folder under results/: `nvidia-h200`, `2x-nvidia-h200`, or without a usable GPU `amd-epyc-2cpu`.
 
-    Of several machines: `2-nodes-8x-nvidia-h200`.
+    Of several machines: `2-nodes-8x-nvidia-h200`. Processors of several generations are called `AMD EPYC`, and results
+    of two must not pass for those of one machine: where 16 bits cannot be multiplied, `amd-epyc-2cpu-no-16-bit`.
     """
     names = Counter(gpu.name for gpu in usable_gpus(machine))
     several = f"{machine.nodes}-nodes-" if machine.nodes > 1 else ""
     if not names:
-        return f"{several}{_slugged(_plain_cpu_name(machine.cpu))}-{machine.cores}cpu"
+        lacks = "-no-16-bit" if machine.cpu_half == () else ""
+        return f"{several}{_slugged(_plain_cpu_name(machine.cpu))}-{machine.cores}cpu{lacks}"
     return several + "-".join(
         f"{count}x-{_slugged(name)}" if count > 1 else _slugged(name) for name, count in sorted(names.items())
     )

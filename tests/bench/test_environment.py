@@ -30,7 +30,7 @@ def here() -> env.Environment:
 
 
 def machine(here: env.Environment, **changes: object) -> machines.Machine:
-    return msgspec.structs.replace(here.machine, **changes)
+    return msgspec.structs.replace(here.machine, **{"cpu_half": ("bf16",), **changes})
 
 
 def in_fresh_python(code: str, **variables: str) -> str:
@@ -109,6 +109,15 @@ def test_the_hash_ignores_the_moment_and_sees_the_machine(here: env.Environment)
 )
 def test_the_slug_names_the_processor_without_a_gpu(here: env.Environment, cpu: str, expected: str) -> None:
     assert machines.slug(machine(here, cpu=cpu, cores=2, gpus=())) == expected
+
+
+def test_processors_of_one_name_are_two_machines_where_one_lacks_16_bits(here: env.Environment) -> None:
+    slugs = [
+        machines.slug(machine(here, cpu="AMD EPYC", cores=2, gpus=(), cpu_half=half)) for half in ((), ("bf16",), None)
+    ]
+    assert slugs == ["amd-epyc-2cpu-no-16-bit", "amd-epyc-2cpu", "amd-epyc-2cpu"]
+    # With a GPU the processor is not what is measured.
+    assert machines.slug(machine(here, torch_cuda="13.0", gpus=(GPU,), cpu_half=())) == "nvidia-h200"
 
 
 def test_the_slug_names_and_counts_the_gpus(here: env.Environment) -> None:
