@@ -36,9 +36,11 @@ def _quick_cpu() -> tuple[Case, ...]:
         implementation=IMPLEMENTATION,
     )
     # A "device" is one core here: one process with one thread against two with one each. That is half of the machine,
-    # and the second case takes each kind of step some twenty times; at the size of the others it would be a fifth of
-    # the run.
-    scaling = product(task=("train",), threads=(1,), size=("128x128",), devices=("1cpu", "2cpu"))
+    # and the second case takes some forty steps, alone, together and with exchange: with the pixels and parameters of
+    # the others the pair would be a fifth of the run.
+    scaling = product(
+        task=("train",), upsampling=("bilinear",), threads=(1,), size=("128x128",), devices=("1cpu", "2cpu")
+    )
     return matrix + scaling
 
 
