@@ -1,15 +1,17 @@
 """A gate's own decisions: its processes are left out, and what they would answer is written down."""
 
 import io
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import msgspec
 import pytest
 from rich.console import Console
 
 from bench.gate.checkout import Side
-from bench.gate.decision import Rule
-from bench.gate.driver import Gate
+from bench.gate.decision import Rule, Trial
+from bench.gate.driver import Gate, trial
 from bench.gate.processes import Processes, Tell
 from bench.gate.protocol import Answer
 from bench.gate.report import Row
@@ -256,3 +258,10 @@ def test_base_that_fails_against_itself_is_bases_fault_and_repeats_as_its_case()
     assert (row.word, row.fails, row.reason) == ("BROKEN", False, "base in a trial: out of memory")
     assert row.repeat == found["infer-x"].repeat == "python -m bench gate --base main --case infer-x"
     assert found["infer-x"].word == "SAME"
+
+
+def test_a_trial_is_the_median_of_its_pairs_in_time_and_in_cycles() -> None:
+    answer = Answer(status="ok", base_ms=(10.0, 10.0, 10.0), head_ms=(12.0, 12.0, 90.0))
+    assert trial(answer) == Trial(time=pytest.approx(math.log(1.2)))
+    slowed = msgspec.structs.replace(answer, clock_mhz=((1200.0, 1000.0),) * 3)
+    assert trial(slowed).cycles == pytest.approx(0, abs=1e-12), "a sixth less clock, a fifth more time"
