@@ -101,8 +101,9 @@ class Gate:
                 )
             if answer.status != "ok":
                 course.drop(row)
-                fails = answer.side != "base" and row not in twins
-                self.found.fault(row, "BROKEN", f"{answer.side} in a trial: {answer.reason}", fails=fails)
+                side = "base" if row in twins else answer.side
+                reason = f"{side} in a trial: {answer.reason}".lstrip()  # without a word nobody knows which side died
+                self.found.fault(row, "BROKEN", reason, fails=side != "base", case=case)
                 continue
             course.tell(row, trial(answer), time.monotonic() - start)
             self.samples.append(_samples(row, course.phase, answer))
@@ -119,7 +120,8 @@ class Gate:
             self.found.notes.append(f"{case}: a process each for base and head, which is noisier: {answer.reason}")
         self.together[case] = together
         if answer.status != "ok":
-            self.found.fault(case, "BROKEN", f"{answer.side} when timed: {answer.reason}", fails=answer.side != "base")
+            reason = f"{answer.side} when timed: {answer.reason}".lstrip()
+            self.found.fault(case, "BROKEN", reason, fails=answer.side != "base", case=case)
         return answer.status == "ok"
 
     def _judge(self, row: str, course: Proceedings, *, twin: bool, case: str) -> None:

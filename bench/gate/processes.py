@@ -99,7 +99,10 @@ def _told(side: Side, command: str, *options: str) -> list[Any]:
     done = in_checkout(side, ["-m", "bench", command, "--json", *options])
     if done.returncode:
         raise LookupError((done.stderr.strip().splitlines() or ["it says nothing"])[-1])
-    return [json.loads(line) for line in done.stdout.splitlines()]
+    try:
+        return [json.loads(line) for line in done.stdout.splitlines()]
+    except json.JSONDecodeError as error:
+        raise LookupError(f"`bench {command} --json` prints what is no JSON: {error.doc}") from error
 
 
 def kernels_hash(side: Side) -> str:

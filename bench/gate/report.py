@@ -153,14 +153,14 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def status(self) -> int:
         """The exit status: what certainly fails comes before what cannot be told."""
-        if not self.compared:
-            return INCOMPARABLE
         if self.regressions:
             return REGRESSION
         if self.broken:
             return BROKEN
         if self.expired:
             return USAGE
+        if not self.compared:
+            return INCOMPARABLE
         if self.fired or self.unfit or (self.strict and self.inconclusive):
             return UNDECIDED
         return FINE

@@ -73,9 +73,9 @@ class Findings:
             if row.word != "SAME" or row.estimate is not None:
                 self.tell.row(row)
 
-    def fault(self, name: str, word: Word, reason: str, *, fails: bool, metric: str = "*") -> None:
-        """Take in a row that has no figures."""
-        repeat = self.options.repeat(name if metric == "*" else "")
+    def fault(self, name: str, word: Word, reason: str, *, fails: bool, case: str = "", metric: str = "*") -> None:
+        """Take in a row that has no figures, of one case or of the whole."""
+        repeat = self.options.repeat(case)
         self.add(Row(name=name, metric=metric, word=word, fails=fails, reason=reason, repeat=repeat))
 
 
@@ -107,7 +107,7 @@ class Screening:
     def _cases(self) -> list[str]:
         """Ids that both sides may have; what base has and head lacks becomes a row at once."""
         if self.options.chosen:
-            return list(self.options.chosen)
+            return list(dict.fromkeys(self.options.chosen))
         theirs: dict[str, str | None] = {}
         try:
             mine = processes.cases(self.head, self.options.preset, self.options.load)
@@ -124,7 +124,7 @@ class Screening:
             )
         for case, unsupported in theirs.items():
             if case not in mine and unsupported is None:
-                self.found.fault(case, "MISSING", "base has this case, head has not", fails=True)
+                self.found.fault(case, "MISSING", "base has this case, head has not", fails=True, case=case)
         left_out = [case for case, why in mine.items() if why and (case not in theirs or theirs[case])]
         if left_out:
             self.found.notes.append(
@@ -132,7 +132,8 @@ class Screening:
             )
         for case, why in mine.items():
             if why and case not in left_out:
-                self.found.fault(case, "BROKEN", f"base runs it; unsupported in head: {why}", fails=True)
+                reason = f"base runs it; unsupported in head: {why}"
+                self.found.fault(case, "BROKEN", reason, fails=True, case=case)
         return [case for case, why in mine.items() if not why]
 
     def _probe(self, case: str) -> bool:

@@ -10,8 +10,8 @@ from bench.machine import Machine
 from bench.recommend.evidence import CHOICES
 from bench.support import unsupported
 
-# Tried beside each case that was measured. Every other axis is tried as it was measured: a batch, a number of devices
-# or of threads is the deployment's own business.
+# Tried beside each case that was measured. Every other axis is tried as it was measured, or as the person names it: a
+# batch, a number of devices or of threads is the deployment's own business.
 PRECISIONS = {"cpu": ("fp32", "amp_bf16"), "gpu": ("fp32", "tf32", "amp_bf16", "amp_fp16")}
 LAYOUTS = ("nchw", "nhwc")
 FRAMES = ("whole", "padded", "tiled")
@@ -51,7 +51,7 @@ def ahead(
     bases = dict.fromkeys(_as_asked(case, axes) for case in measured) or {_as_asked(asked, axes): None}
     tried = [case for base in bases for case in vary([base], _tried(base, axes))]
     if best is not None and larger:
-        tried += [case for case in _larger(best) if _allows(case, axes)]
+        tried += [case for case in _larger(best) if _allows(case, axes) and case.implementation in IMPLEMENTATIONS]
     candidates = [case for case in dict.fromkeys(tried) if case not in set(measured)]
     reasons = {case: unsupported(case, machine) for case in candidates}
     absent: dict[str, str] = {}
@@ -76,7 +76,7 @@ def _tried(base: Case, axes: Mapping[str, Sequence[str | int]]) -> Mapping[str, 
         # A multiple of 2^depth needs no padding, and a tile as large as the image is the image.
         "frame": FRAMES if _frames(base) else (base.frame,),
     }
-    return {name: axes.get(name, values) for name, values in usual.items()}
+    return {**usual, **{name: values for name, values in axes.items() if name in CHOICES}}
 
 
 def _frames(base: Case) -> bool:

@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from bench.case import Case, parse_id
+from bench.case import Case, parse_id, vary
 from bench.machine import Machine, machine, slug, usable_gpus
 from bench.matrix import completed
 from bench.recommend.ahead import ahead
 from bench.recommend.decide import Decision, decide
-from bench.recommend.evidence import Question, questions, weigh
+from bench.recommend.evidence import CHOICES, Question, questions, weigh
 from bench.recommend.limits import Limits
 from bench.report.table import conditions
 from bench.results import RESULTS, ResultsError, Run, Settings
@@ -67,13 +67,14 @@ def answers(runs: Sequence[Run], limits: Limits, *, axes: Axes, weights: str | N
         if not chosen or (weights is not None and question.weights != weights):
             continue
         decision = decide(weigh(chosen, limits.percentile), limits)
-        best = parse_id(decision.winner.id) if decision.winner is not None else None
+        # Not from its id: who registers its implementation need not be loaded to read of it.
+        cases = {record.case.id: record.case for _, record in chosen}
         left = ahead(
             question.asked,
-            [record.case for _, record in chosen],
+            list(cases.values()),
             there,
             axes=wanted,
-            best=best,
+            best=cases[decision.winner.id] if decision.winner is not None else None,
             larger=limits.objective == "throughput",
         )
         found.append(
@@ -102,7 +103,7 @@ def measure(
         results: folder of all results.
 
     Raises:
-        ResultsError: the runs are of another machine, or the file cannot be written.
+        ResultsError: the runs are of another machine or of other weights, or the file cannot be written.
     """
     from bench.options import Options
     from bench.session import Session
@@ -110,6 +111,9 @@ def measure(
     here = machine()
     if foreign := [one.question.machine for one in found if one.question.machine != slug(here)]:
         raise ResultsError(f"the runs are of {foreign[0]}, and this machine is {slug(here)}: --measure adds to its own")
+    own = settings.weights.sha256 if settings.weights is not None else ""
+    if other := [one.question.weights for one in found if one.question.weights != own]:
+        raise ResultsError(f"the runs are of weights {other[0][:12]}: --measure needs their file, --weights FILE")
     lacking = [parse_id(text) for one in found for text in one.not_measured]
     cases = lacking if found else list(_fresh(here, axes, settings.weights))
     if not cases:
@@ -127,6 +131,9 @@ def measure(
 def _fresh(here: Machine, axes: Axes, weights: "Weights | None") -> Sequence[Case]:
     """All that could be measured where nothing is yet."""
     axes = completed(axes, here)
-    fixed = {name: values[0] for name, values in {**axes, **(weights.axes if weights else {})}.items()}
-    asked = Case(**{"devices": "1gpu" if usable_gpus(here) else "1cpu", **fixed})  # type: ignore[arg-type]  # checked
-    return ahead(asked, (), here, axes=axes).cases
+    named = {**axes, **(weights.axes if weights else {})}
+    asked = vary(
+        [Case(devices="1gpu" if usable_gpus(here) else "1cpu")],
+        {name: values for name, values in named.items() if name not in CHOICES},
+    )
+    return [case for one in asked for case in ahead(one, (), here, axes=axes).cases]

@@ -103,6 +103,7 @@ def test_a_head_that_lists_no_cases_is_broken_by_name(toy: Toy) -> None:
     report, _ = gate(toy, base)
     assert [(row.name, row.word, row.fails) for row in report.rows] == [("every case", "BROKEN", True)]
     assert "no preset ci" in report.rows[0].reason
+    assert report.status == 3
 
 
 @pytest.mark.slow

@@ -75,12 +75,59 @@ FIRED = timed("FASTER", -0.1, "A/A infer-eager", twin=True)
         ((SLOWER, FIRED), False, 4),  # a machine on which base differs from itself cannot fail anyone
         ((SLOWER, MORE, FIRED), False, 1),  # but memory is no matter of the machine
         ((NEW,), False, 5),
-        ((GONE,), False, 5),
+        ((NEW, GONE), False, 3),  # a head that breaks all there is has nothing in common with base, and fails
         ((), False, 5),
     ],
 )
 def test_exit_status(rows: tuple[Row, ...], strict: bool, status: int) -> None:  # noqa: FBT001
     assert report(*rows, strict=strict).status == status
+
+
+def test_an_expired_mute_fails_where_nothing_can_be_compared_too() -> None:
+    mute = Mute(row="x", metric="*", reason="for now", expires=date(2026, 11, 25))
+    assert report(NEW, mute=(mute,)).status == 2
+
+
+def test_a_head_that_breaks_all_there_is_fails_in_words_too() -> None:
+    assert report(GONE).verdict == "fail: base and head share no case that both run, 1 missing or broken"
+    assert report(NEW).verdict == "not comparable: base and head share no case that both run"
+
+
+def test_rows_of_base_against_itself_are_held_against_nobody() -> None:
+    wide = estimate([0.3, -0.3, 0.2, -0.2], Rule())
+    twin = msgspec.structs.replace(FIRED, word="INCONCLUSIVE", fails=True, estimate=wide)
+    found = report(SAME, SAME, twin)
+    assert (found.status, found.verdict) == (0, "pass: no regression in 2 rows")
+    assert found.noise_floor == wide.scatter
+    assert found.smallest == SAME.estimate.smallest if SAME.estimate else None
+    assert report(twin).status == 5, "base against itself is no comparison"
+
+
+def test_what_a_run_could_have_seen_is_that_of_its_median_row_and_the_floor_of_its_noisiest() -> None:
+    def of(scatter: float, *, twin: bool = False) -> Row:
+        found = estimate([scatter, -scatter, scatter, -scatter], Rule())
+        return msgspec.structs.replace(SAME, estimate=found, twin=twin)
+
+    found = report(of(0.01), of(0.02), of(0.2), of(0.03, twin=True), of(0.001, twin=True))
+    assert found.smallest == pytest.approx(estimate([0.02, -0.02] * 2, Rule()).smallest)
+    assert found.noise_floor == pytest.approx(estimate([0.03, -0.03] * 2, Rule()).scatter)
+    assert (report().smallest, report().noise_floor) == (None, None)
+
+
+def test_the_change_of_a_figure_is_its_share_of_base() -> None:
+    rows = {
+        (base, head): msgspec.structs.replace(MORE, base=base, head=head)
+        for base, head in ((10.0, 11.0), (0.0, 1.0), (0.0, 0.0))
+    }
+    assert rows[10.0, 11.0].change == pytest.approx(0.1)
+    assert (rows[0.0, 1.0].change, rows[0.0, 0.0].change, GONE.change) == (float("inf"), 0.0, None)
+
+
+def test_verdicts_count_in_the_plural_what_there_is_more_of() -> None:
+    mutes = tuple(Mute(row=name, metric="*", reason="for now", expires=date(2026, 11, 25)) for name in "ab")
+    assert report(SLOWER, MORE, GONE, SHRUG, mute=mutes).verdict == (
+        "fail: 2 regressions, 1 missing or broken, 2 expired mutes, 1 inconclusive"
+    )
 
 
 def test_a_machine_too_restless_to_see_a_quarter_neither_passes_nor_fails() -> None:

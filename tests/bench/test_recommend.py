@@ -1,3 +1,4 @@
+import io
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -6,15 +7,18 @@ import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.console import Console
 
 from bench.case import AXES, Case, parse_id
+from bench.machine import machine
 from bench.readings import Ceiling
 from bench.recommend.ahead import ahead
-from bench.recommend.answer import answers
+from bench.recommend.answer import Answer, _fresh, answers, measure
 from bench.recommend.decide import Decision, decide
 from bench.recommend.evidence import SCATTER, Evidence, Interval, questions, weigh
 from bench.recommend.limits import OPTION, Limits, _rounded
-from bench.results import Header, Record, Run, Status
+from bench.recommend.say import say
+from bench.results import Header, Record, ResultsError, Run, Settings, Status
 from bench.support import unsupported
 from bench.weights import Weights
 
@@ -495,3 +499,152 @@ def test_a_roofline_is_told_of_only_where_the_run_has_ceilings(header: Header) -
     other = record(case("compile"), p50=50.0, gflop=50.0, gbyte=1.0)
     both = _evidence(msgspec.structs.replace(header, ceilings=(ceiling,)), [[one, other]])
     assert [each.shares["mfu"] for each in both] == pytest.approx([0.25, 0.5]), "each its own"
+
+
+def test_what_was_not_measured_takes_every_value_of_a_choice_that_the_person_names() -> None:
+    axes = {"implementation": ("eager",), "precision": ("fp32",), "layout": ("nchw",), "batch": (1, 4)}
+    found = ahead(Case(), [case()], MACHINE, axes={**axes, "size": ("256x256", "512x512")})
+    assert found.cases == (case(batch=4),), "another size is another question"
+
+
+def test_where_nothing_is_measured_yet_every_value_that_the_person_names_is() -> None:
+    axes = {"implementation": ("eager",), "precision": ("fp32",), "layout": ("nchw",), "devices": ("1",)}
+    fresh = _fresh(MACHINE, {**axes, "size": ("64x64", "128x128"), "batch": (1, 4)}, None)
+    assert {(one.size, one.batch) for one in fresh} == {("64x64", 1), ("64x64", 4), ("128x128", 1), ("128x128", 4)}
+    assert len(fresh) == 4
+
+
+def test_a_winner_that_no_loaded_module_registers_is_recommended_all_the_same(header: Header) -> None:
+    own = case("somebodys")
+    run = Run(path=Path("x"), header=header, records=(record(case(), p50=20.0), record(own, p50=10.0)))
+    (found,) = answers([run], Limits(), axes={}, weights=None)
+    assert found.decision.winner is not None
+    assert found.decision.winner.id == own.id
+    assert case("compile").id in found.not_measured
+    assert not any("somebodys" in id_ for id_ in found.not_measured)
+
+
+def test_runs_with_weights_are_added_to_with_their_file_alone(header: Header, tmp_path: Path) -> None:
+    weights = Weights(path="x", sha256="a" * 64, channels=3, classes=2, upsampling="transposed", width=4, depth=2)
+    here = msgspec.structs.replace(
+        header,
+        environment=msgspec.structs.replace(header.environment, machine=machine()),
+        settings=msgspec.structs.replace(header.settings, weights=weights),
+    )
+    axes = {"implementation": ("eager",), "precision": ("fp32",), "devices": ("1cpu",)}
+    run = Run(path=Path("x"), header=here, records=(record(case(size="32x32", width=4, depth=2)),))
+    found = answers([run], Limits(objective="latency"), axes=axes, weights=None)
+    assert found[0].not_measured
+    settings = Settings(measure_s=0.1)
+    with pytest.raises(ResultsError, match="the runs are of weights aaaaaaaaaaaa: --measure needs their file"):
+        measure(found, Console(file=io.StringIO()), axes=axes, settings=settings, results=tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def told(header: Header, limits: Limits, *records: Record) -> list[str]:
+    """What is said of these records, line by line."""
+    (found,) = answers([Run(path=Path("x"), header=header, records=records)], limits, axes={}, weights=None)
+    return said(found)
+
+
+def said(answer: Answer) -> list[str]:
+    file = io.StringIO()
+    say(answer, Console(file=file, width=300))
+    return [line.strip() for line in file.getvalue().splitlines()]
+
+
+def test_a_winner_is_said_with_its_figures_and_how_sure_it_is(header: Header) -> None:
+    slow = record(case(), p50=20.0, first_call_ms=20.0)
+    fast = record(case("compile"), p50=10.0, first_call_ms=20_020.0, energy_j_per_image=2.0)
+    lines = told(header, Limits(max_latency_ms=30, min_agreement=0.99), slow, fast)
+    assert "wanted: most images a second; --max-latency-ms 30 at p50; --min-agreement 0.99" in lines
+    at = lines.index(f"recommended: {case('compile').id}")
+    assert lines[at + 1] == (
+        "10.0 ms (p50) (9.60 … 10.4) · 100 img/s (96.2 … 104) · 700 MiB · 2.00 J an image · same class 1.0000"
+    )
+    assert lines[at + 2] == "sure: its interval of throughput overlaps no other's that keeps the limits"
+    assert lines[at + 3].startswith("but: one process")
+    assert f"pays off after 2,000 images against {case().id}: starting takes 20.4 s, there 0.420 s" in lines
+    (lost,) = [line for line in lines if line.startswith(f"{case().id}: ")]
+    assert lost == f"{case().id}: 2.00× the latency, 0.50× the throughput of the winner"
+
+
+def test_a_tie_is_said_with_what_else_may_decide(header: Header) -> None:
+    lines = told(header, Limits(objective="latency", percentile=50), record(case(), p50=10.0), record(case("compile")))
+    assert "wanted: shortest step (p50)" in lines
+    at = lines.index("not to be told apart from it in latency (intervals overlap): choose by what else matters")
+    assert lines[at + 1].startswith(f"{case().id}: 10.0 ms (p50)")
+    assert not any(line.startswith("sure") for line in lines)
+
+
+def test_where_nothing_fits_it_is_said_what_would_let_a_case_in(header: Header) -> None:
+    one = record(case(), p50=30.0, peak_memory_mib=900.0)
+    lines = told(header, Limits(max_latency_ms=20), one)
+    at = lines.index("recommended: nothing. No measured case keeps every limit")
+    assert lines[at + 1 : at + 3] == [f"relax --max-latency-ms from 20 to 30, and {case().id} fits", ""]
+    lines = told(header, Limits(max_latency_ms=20, max_memory_mib=750), one)
+    at = lines.index(f"no single limit is enough; the nearest is {case().id}, with all of")
+    assert lines[at + 1 : at + 4] == ["--max-latency-ms 20 → 30", "--max-memory-mib 750 → 900", ""]
+    lines = told(header, Limits(objective="energy"), one)
+    assert "no single limit is to blame: see below what each case lacks" in lines
+    assert f"{case().id}: energy was not measured" in lines
+
+
+def test_cases_of_an_implementation_that_failed_alike_share_a_line(header: Header) -> None:
+    failed = [record(case("triton", batch=batch), "unsupported") for batch in (1, 2, 4)]
+    lines = told(header, Limits(), record(case()), *failed, record(case("compile"), "oom"))
+    lost = lines[lines.index("lost:") + 1 :]
+    assert lost[:3] == ["compile: oom: for a reason", "triton: unsupported: for a reason (3 cases)", ""]
+
+
+def test_of_what_was_not_measured_the_likest_of_each_implementation_is_named_and_the_rest_counted(
+    header: Header,
+) -> None:
+    (answer,) = answers(
+        [Run(path=Path("x"), header=header, records=(record(case()),))], Limits(), axes={}, weights=None
+    )
+    names = [f"i{number}" for number in range(9)]
+    left = tuple(case(name, layout=layout).id for layout in ("nchw", "nhwc") for name in names)
+    question = msgspec.structs.replace(answer.question, weights="0123456789abcdef")
+    know = (
+        f"to know: python -m pytest bench --case {left[0]} --weights FILE, 0123456789ab; or this command with --measure"
+    )
+    for absent in ({}, {"triton": "no CUDA device", "onnx": "not installed", "triton_fold": "no CUDA device"}):
+        changed = msgspec.structs.replace(answer, not_measured=left, absent=absent, question=question)
+        lines = said(changed)
+        at = lines.index("not measured, so it might win (nothing here is extrapolated):")
+        assert lines[at + 1 : at + 9] == [case(name).id for name in names[:8]]
+        assert lines[at + 9] == "… and 10 more"
+        more = ["triton, triton_fold: no CUDA device", "onnx: not installed"] if absent else []
+        assert lines[at + 10 : -1] == [
+            *more,
+            know + ", for all",
+        ]
+    nothing = said(msgspec.structs.replace(answer, not_measured=(), absent={}))
+    assert not any("not measured" in line or "to know" in line for line in nothing)
+
+
+def test_a_further_device_is_one_more_of_the_same_kind_and_only_one_that_is_there() -> None:
+    axes = {"implementation": ("eager",), "precision": ("fp32",), "layout": ("nchw",)}
+    best = case(batch=3)
+    found = ahead(Case(), [best], MACHINE, axes=axes, best=best, larger=True)
+    assert set(found.cases) == {case(batch=6), case(batch=3, devices="2cpu")}
+    both = case(batch=3, devices="2cpu")
+    assert ahead(Case(), [both], MACHINE, axes=axes, best=both, larger=True).cases == (case(batch=6, devices="2cpu"),)
+
+
+def test_padding_and_tiles_are_tried_only_where_they_are_another_thing() -> None:
+    axes = {"implementation": ("eager",), "precision": ("fp32",), "layout": ("nchw",)}
+
+    def frames(**asked: str) -> set[str]:
+        return {one.frame for one in ahead(case(**asked), [case(**asked)], MACHINE, axes=axes).cases}
+
+    assert frames(size="256x250") == frames(size="250x256") == {"padded", "tiled"}
+    assert frames(size="256x256") == frames(size="256x250", task="train") == set()
+
+
+def test_an_implementation_is_absent_only_where_the_machine_lacks_it_for_every_case() -> None:
+    found = ahead(Case(), [case(), case("triton")], MACHINE, axes={})
+    assert "triton" not in found.absent, "it has a record, whatever it says"
+    assert found.absent["triton_fold"] == "no CUDA device"
+    assert not {"eager", "compile"} & set(found.absent)
