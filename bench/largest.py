@@ -43,8 +43,8 @@ def largest(
 ) -> Largest:
     """Search the largest batch of a case, or its largest square image in steps of 2^depth pixels.
 
-    More is taken to need more memory. A try that ends in anything but `ok` or `oom` (too slow, not supported) bounds
-    the search from above as well, and is told.
+    More is taken to need more memory. Images for training begin at 2 · 2^depth pixels. A try that ends in anything but
+    `ok` or `oom` (too slow, not supported) bounds the search from above as well, and is told.
 
     Args:
         case: all but the axis that is varied.
@@ -53,7 +53,8 @@ def largest(
         tell: is told each try as it ends.
     """
     step = 2**case.depth if what == "size" else 1
-    start = max(1, -(-16 // step)) if what == "size" else 1
+    # BatchNorm cannot train on the one value a channel that the smallest image leaves at the bottleneck.
+    start = max(2 if case.task == "train" else 1, -(-16 // step)) if what == "size" else 1
     most = (MOST_SIDE if what == "size" else MOST_BATCH) // step
     tries: list[Try] = []
 
@@ -66,7 +67,7 @@ def largest(
 
     good, bad = 0, start
     while bad <= most and ok(bad):
-        good, bad = bad, bad * 2
+        good, bad = bad, min(bad * 2, most + 1)
     while bad - good > 1 and good:
         middle = (good + bad) // 2
         good, bad = (middle, bad) if ok(middle) else (good, middle)

@@ -62,6 +62,8 @@ def deduce(state: Mapping[str, Tensor]) -> Architecture:
             expected = UNet(found.n_channels, found.n_classes, found.bilinear, found.width, found.depth).state_dict()
     except ValueError as error:
         raise ValueError(f"is no U-Net's: {error}") from error
+    except (RuntimeError, TypeError, OverflowError) as error:
+        raise ValueError(f"is no U-Net's: no tensors are as large as those of {found}") from error
     ours = state.copy()
     migrate_biases(ours, expected)
     fit = compare(ours, expected)

@@ -1,6 +1,6 @@
 """Changing a U-Net that exists: another head, another input beside the image, other outputs beside the logits.
 
-Every function here takes a model and returns a changed copy, with its weights, device, dtype and train/eval flag; the
+Every function here takes a model and returns a changed copy, with its weights, device, dtype and train/eval flags; the
 model itself stays as it is. The copy keeps the keys of the U-Net and has a few more, so that an old checkpoint loads
 into it with `unet.checkpoint.load_weights(…, partial=True)`, which names what it skipped.
 """
@@ -68,16 +68,20 @@ def replace_head(model: AnyUNet, n_classes: int) -> AnyUNet:
     """A copy of `model` with freshly drawn heads for `n_classes` classes; `copy.n_classes` follows.
 
     Raises:
+        TypeError: `model` is not a UNet, of whatever change.
         ValueError: `n_classes` is not positive.
     """
+    if not isinstance(model, UNet):
+        raise TypeError(f"the model is a {type(model).__name__}: expected a UNet, changed or plain, but not wrapped")
     if n_classes < 1:
         raise ValueError(f"n_classes is {n_classes}: expected 1 or more")
     changed = copy.deepcopy(model)
     changed.n_classes = n_classes
     for head in [m for m in changed.modules() if isinstance(m, OutConv)]:
         old = head.conv
-        head.conv = nn.Conv2d(old.in_channels, n_classes, 1, device=old.weight.device, dtype=old.weight.dtype)
-    return changed.train(model.training)
+        new = nn.Conv2d(old.in_channels, n_classes, 1, device=old.weight.device, dtype=old.weight.dtype)
+        head.conv = new.train(old.training)
+    return changed
 
 
 def add_vector(model: UNet, vector_size: int) -> VectorUNet:
@@ -174,10 +178,12 @@ def _derive(model: UNet, kind: type[AnyUNet], **extra: Any) -> AnyUNet:  # noqa:
     numbers = model.n_channels, model.n_classes, model.bilinear, model.width, model.depth
     with torch.device("meta"):
         changed = kind(*numbers, checkpoint_blocks=model.checkpoint_blocks, **extra)
+    changed.train(model.training)
+    # Layers that are taken over keep their own flags: a frozen BatchNorm stays frozen.
     for name, layer in copy.deepcopy(model).named_children():
         changed.add_module(name, layer)
     head = model.outc.conv.weight
     for layer in changed.children():
         if any(tensor.is_meta for tensor in layer.parameters()):
             layer.to_empty(device=head.device).to(head.dtype)
-    return changed.train(model.training)
+    return changed

@@ -61,8 +61,10 @@ def predict(
     Raises:
         TypeError: the model does not say its depth, or returns something else than one map of logits.
         ValueError: the model is in training mode, where a tile's statistics would decide; the image is not
-            four-dimensional; or the numbers do not go together.
+            four-dimensional, or none; or the numbers do not go together.
     """
+    if batch < 1:
+        raise ValueError(f"batch is {batch}: expected 1 or more")
     step = 2 ** _depth(model, image, depth)
     halo = 6 * step if halo is None else halo
     rows, columns = (spans(length, tile=tile, halo=halo, blend=blend, step=step) for length in image.shape[2:])
@@ -102,8 +104,8 @@ def _depth(model: nn.Module, image: Tensor, depth: int | None) -> int:
     """How often the network halves, as given or as it says, once model and image are seen to be fit for tiles."""
     if unwrap(model).training:
         raise ValueError("the model is in training mode, and BatchNorm would normalise by tile: call model.eval()")
-    if image.ndim != 4:  # noqa: PLR2004 - N, C, H, W
-        raise ValueError(f"the image is {tuple(image.shape)}: expected (N, C, H, W)")
+    if image.ndim != 4 or not image.shape[0]:  # noqa: PLR2004 - N, C, H, W
+        raise ValueError(f"the image is {tuple(image.shape)}: expected (N, C, H, W) with N at least 1")
     said = getattr(unwrap(model), "depth", None) if depth is None else depth
     if not isinstance(said, int):
         raise TypeError(f"a {type(model).__name__} does not say its depth: give depth=…")

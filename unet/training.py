@@ -105,6 +105,8 @@ def load_training(
     wanted = {name: part for name, part in parts.items() if part is not None}
     if not isinstance(content, Mapping) or "epoch" not in content:
         raise CheckpointError(f"{path}: is no training checkpoint; for weights alone use load_weights")
+    if not {"arguments", "random_state"} <= content.keys():
+        raise CheckpointError(f"{path}: was not written by save_training; for weights alone use load_weights")
     if lacking := [name for name in wanted if name not in content]:
         raise CheckpointError(f"{path}: has no state for the {', '.join(lacking)}; it has {', '.join(content)}")
     ready = prepare(model, content, path, partial=False, fast=False)

@@ -13,6 +13,7 @@ from bench.doctor import findings
 from bench.engine.protocol import Outcome
 from bench.largest import largest
 from bench.results import Record
+from bench.support import unsupported
 
 from .conftest import MACHINE, TINY, Bench
 
@@ -142,6 +143,21 @@ def test_the_largest_is_found_exactly_in_few_tries(what: str, limit: int) -> Non
     assert found.number == limit // step * step
     assert found.bounded
     assert len(found.tries) <= 26
+
+
+def test_a_search_in_which_all_fits_ends_at_the_most_that_is_tried() -> None:
+    found = largest(Case(), "batch", lambda _: Outcome(status="ok"))
+    assert (found.number, found.bounded, found.why) == (65_536, False, "no more than 65536 is tried")
+    assert max(one.number for one in found.tries) == 65_536
+
+
+@pytest.mark.parametrize("depth", [1, 4, 6])
+@pytest.mark.parametrize("task", ["infer", "train"])
+def test_the_search_of_a_size_begins_with_one_that_the_network_takes(task: str, depth: int) -> None:
+    case = Case(task=task, depth=depth)  # type: ignore[arg-type]  # one of the two
+    found = largest(case, "size", lambda one: Outcome(status="oom" if unsupported(one, MACHINE) is None else "crash"))
+    assert [one.outcome.status for one in found.tries] == ["oom"]
+    assert found.bounded
 
 
 def test_a_search_that_time_ended_says_that_its_limit_is_not_memory() -> None:

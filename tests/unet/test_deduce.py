@@ -60,6 +60,8 @@ def test_a_tensor_too_few_or_of_another_shape_is_no_such_network(given_: Archite
         ({"inc.extra": torch.ones(1)}, r"differs from it: 1 unexpected \(inc.extra\)"),
         ({"inc.double_conv.0.weight": torch.ones(4)}, "is no U-Net's: expected a convolution inc.double_conv.0.weight"),
         ({"outc.conv.weight": torch.ones(0, 4, 1, 1)}, "is no U-Net's: "),
+        ({"down99.x": torch.ones(1)}, r"is no U-Net's: no tensors are as large as .*depth=99"),
+        ({"inc.double_conv.0.weight": torch.ones(1).expand(2**40, 3, 3, 3)}, "no tensors are as large as .*width=1099"),
     ],
 )
 def test_a_tensor_too_many_or_of_no_convolution_is_no_such_network(changes: dict[str, torch.Tensor], told: str) -> None:

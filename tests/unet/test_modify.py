@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from unet import UNet
+from unet.containers import InModuleDict
 from unet.modify import (
     CHANGES,
     add_features,
@@ -72,6 +73,20 @@ def test_a_change_keeps_dtype_flags_and_memory_format(alive: Callable[..., UNet]
     assert change(alive(), name).inc.double_conv[0].weight.is_contiguous()
 
 
+@pytest.mark.parametrize("name", CHANGES)
+def test_a_change_leaves_frozen_statistics_frozen(alive: Callable[..., UNet], name: str) -> None:
+    model = alive(depth=2).train()
+    for layer in model.modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            layer.eval()
+    changed = change(model, name)
+    assert {type(layer) for layer in changed.modules() if not layer.training} == {nn.BatchNorm2d}
+    before = copy.deepcopy(dict(changed.named_buffers()))
+    changed(*inputs_for(changed, torch.randn(2, 3, 16, 16)))
+    assert all(torch.equal(buffer, before[key]) for key, buffer in changed.named_buffers())
+    assert not any(layer.training for layer in change(model.eval(), name).modules())
+
+
 def test_an_unknown_change_is_refused_with_the_known_ones(alive: Callable[..., UNet]) -> None:
     with pytest.raises(ValueError, match=r"'tail': expected one of none, head, vector, plane, supervision, features"):
         change(alive(), "tail")
@@ -116,6 +131,15 @@ def test_a_new_head_has_the_classes_and_the_number_follows(alive: Callable[..., 
 def test_a_new_head_replaces_the_heads_of_supervision_too(alive: Callable[..., UNet]) -> None:
     changed = replace_head(add_supervision(alive()), 5)
     assert [output.shape[1] for output in changed(torch.randn(1, 3, 32, 32))] == [5, 5, 5, 5]
+
+
+@pytest.mark.parametrize("wrap", [nn.DataParallel, InModuleDict], ids=["wrapped", "container"])
+def test_a_new_head_is_refused_where_the_number_of_classes_could_not_follow(
+    alive: Callable[..., UNet], wrap: Callable[[UNet], nn.Module]
+) -> None:
+    model = wrap(alive(depth=1))
+    with pytest.raises(TypeError, match=rf"the model is a {type(model).__name__}: expected a UNet.*not wrapped"):
+        replace_head(model, 7)
 
 
 @pytest.mark.parametrize("make", [replace_head, add_vector, add_planes])

@@ -107,6 +107,11 @@ def test_what_cannot_be_tiled_is_refused(alive: Callable[..., UNet]) -> None:
         predict(model, x, tile=36, blend=-2)
     with pytest.raises(ValueError, match=r"leaves a core of 6: expected at least 8.*take a tile of 32"):
         predict(model, x, tile=30, blend=4)
+    with pytest.raises(ValueError, match=r"\(0, 3, 50, 40\): expected \(N, C, H, W\) with N at least 1"):
+        predict(model, x[:0], tile=36, blend=4)
+    for batch in (0, -1):
+        with pytest.raises(ValueError, match=rf"batch is {batch}: expected 1 or more"):
+            predict(model, x, tile=36, blend=4, batch=batch)
     with pytest.raises(ValueError, match=r"1×36 pixels"):
         predict(model, x[:, :, :1], tile=36, blend=4)
 

@@ -119,4 +119,9 @@ def test_a_run_that_does_not_fit_is_refused_and_the_model_untouched(alive: Calla
     save_weights(model, path)
     with pytest.raises(CheckpointError, match=r"is no training checkpoint; for weights alone use load_weights"):
         load_training(target, path)
+    # As tutorials write them.
+    torch.save({"epoch": 3, "model_state_dict": model.state_dict(), "loss": 0.5}, path)
+    with pytest.raises(CheckpointError, match=r"run\.pt: was not written by save_training; for weights alone use load"):
+        load_training(target, path, restore_random_state=True)
+    assert load_weights(copy.deepcopy(target), path).loaded > 0
     assert same(target, before)
