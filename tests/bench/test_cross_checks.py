@@ -17,6 +17,7 @@ from .conftest import TINY
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
 
+@pytest.mark.slow
 def test_a_step_takes_as_long_as_torchs_own_timer_says(fitted_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("UNET_BENCH_CACHE", str(fitted_cache))
     subject = build(Case(**{**TINY, "size": "96x96"}), Group())

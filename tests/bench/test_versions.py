@@ -47,6 +47,7 @@ def both(toy: Toy, base: str, tags: tuple[str, str]) -> list[list[object]]:
     return list(json.loads(done.stdout))
 
 
+@pytest.mark.slow
 def test_an_op_that_both_versions_register_under_one_name_stays_each_ones_own(toy: Toy) -> None:
     base = toy.commit()
     toy.change("unet/__init__.py", "2.0", "3.0")

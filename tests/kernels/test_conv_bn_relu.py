@@ -105,6 +105,7 @@ def test_only_layouts_that_descriptors_can_read_go_to_them() -> None:
     assert found == {name: "tma" if name in descriptors else "pointer" for name in LAYOUTS}
 
 
+@pytest.mark.slow
 @settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     shape=strategies.builds(

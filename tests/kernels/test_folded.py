@@ -224,6 +224,7 @@ def test_renewal_writes_where_the_old_weights_were(lively: Callable[[nn.Module],
     torch.testing.assert_close(old.folded, 2 * kept)
 
 
+@pytest.mark.slow
 def test_compilers_and_autocast_take_it(lively: Callable[[nn.Module], nn.Module], device: torch.device) -> None:
     fused = folded(lively(UNet(3, 2, width=2, depth=1))).to(device)
     compiled = torch.compile(fused, fullgraph=True, backend="aot_eager", dynamic=True)

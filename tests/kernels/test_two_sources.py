@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 sizes = strategies.integers(1, 19)
 
 
+@pytest.mark.slow
 @settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(
     size=strategies.tuples(sizes, sizes),
