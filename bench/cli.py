@@ -52,6 +52,7 @@ def list_(
     from bench import implementations, matrix
     from bench.case import AXES, allowed, parse_axes
     from bench.machine import machine
+    from bench.report.table import counted
     from bench.report.terminal import console, print_json, print_table
     from bench.support import unsupported
 
@@ -72,7 +73,7 @@ def list_(
     ]
     print_table(console(), ("case", "on this machine"), rows, labels=2)
     left_out = sum(reason is not None for reason in reasons)
-    typer.echo(f"{len(cases)} cases, {len(cases) - left_out} supported here", err=True)
+    typer.echo(f"{counted(len(cases), 'case')}, {len(cases) - left_out} supported here", err=True)
 
 
 app.command(

@@ -18,7 +18,7 @@ from bench.formats import benchmark_json
 from bench.options import Options
 from bench.peers import Peers
 from bench.processes import ending_in_order
-from bench.report.table import three_digits
+from bench.report.table import counted, three_digits
 from bench.report.terminal import print_table
 from bench.results import Header, Record, Run, read, resumable
 from bench.runfile import RunFile
@@ -81,7 +81,7 @@ class Session:
         if run is not None:
             self.file = RunFile(run.path, run.header)
             self.file.hold()
-            console.print(Text(f"continuing {run.path}: {len(self._kept)} cases are measured"))
+            console.print(Text(f"continuing {run.path}, which has {counted(len(self._kept), 'case')}"))
             return
         if self.options.resume:
             console.print(
@@ -133,7 +133,7 @@ class Session:
             rows.append((case.id, words))
         print_table(console, ("case", "to measure it"), rows, labels=2)
         time_left = f": {estimate.words(self.left_s(0))}" if left else ""
-        console.print(Text(f"{len(selected)} cases, {left} to measure{time_left}"))
+        console.print(Text(f"{counted(len(selected), 'case')}, {left} to measure{time_left}"))
 
     def _header(self) -> Header:
         seed = None if self.options.chosen else self.options.seed

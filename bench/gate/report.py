@@ -10,6 +10,7 @@ from bench.gate.checkout import Side
 from bench.gate.decision import UNFIT, Estimate, Rule, Word
 from bench.gate.mutes import Mute
 from bench.machine import Machine
+from bench.report.table import counted
 
 SCHEMA = 1
 TIME = "time"
@@ -168,7 +169,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def verdict(self) -> str:
         """The status in a line."""
-        words = list(self._words()) or [f"no regression in {len(self.compared)} rows"]
+        words = list(self._words()) or [f"no regression in {counted(len(self.compared), 'row')}"]
         if self.inconclusive:
             words.append(f"{len(self.inconclusive)} inconclusive")
         sign = {FINE: "pass", UNDECIDED: "undecided", INCOMPARABLE: "not comparable"}.get(self.status, "fail")
@@ -178,11 +179,11 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
         if not self.compared:
             yield "base and head share no case that both run"
         if self.regressions:
-            yield f"{len(self.regressions)} {'regressions' if len(self.regressions) > 1 else 'regression'}"
+            yield counted(len(self.regressions), "regression")
         if self.broken:
             yield f"{len(self.broken)} missing or broken"
         if self.expired:
-            yield f"{len(self.expired)} expired {'mutes' if len(self.expired) > 1 else 'mute'}"
+            yield counted(len(self.expired), "expired mute")
         if self.fired:
             yield "base differs from itself (A/A), so no time counts"
         elif self.unfit:

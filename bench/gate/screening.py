@@ -12,6 +12,7 @@ from bench.gate.decision import Rule, Word
 from bench.gate.protocol import Answer
 from bench.gate.report import Row
 from bench.gate.tell import Teller
+from bench.report.table import counted
 
 BASE_ONLY = "base has no such case: nothing to compare"
 
@@ -128,7 +129,7 @@ class Screening:
         left_out = [case for case, why in mine.items() if why and (case not in theirs or theirs[case])]
         if left_out:
             self.found.notes.append(
-                f"{len(left_out)} cases are not supported here, such as {left_out[0]}: {mine[left_out[0]]}"
+                f"{counted(len(left_out), 'case')} not supported here, such as {left_out[0]}: {mine[left_out[0]]}"
             )
         for case, why in mine.items():
             if why and case not in left_out:

@@ -151,6 +151,11 @@ def _cells(record: Record, baseline: Record | None) -> dict[str, str]:
     return {name: figure(record, baseline) for name, figure in FIGURES.items()}
 
 
+def counted(number: int, what: str) -> str:
+    """`1 case`, `1,024 cases`."""
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
+
+
 def three_digits(number: object) -> str:
     """Three significant digits, an exponent only far from 1: 1,230 · 41.2 · 0.0412; a dash for what is not there."""
     if not isinstance(number, int | float) or math.isnan(number):

@@ -151,7 +151,7 @@ def test_each_case_that_one_side_alone_lists_or_runs_is_told_of(tmp_path: Path) 
         ("gone", "MISSING", True, "base has this case, head has not"),
         ("dropped", "BROKEN", True, "base runs it; unsupported in head: no longer"),
     ]
-    assert one.found.notes == ["2 cases are not supported here, such as new_unsupported: no GPU"]
+    assert one.found.notes == ["2 cases not supported here, such as new_unsupported: no GPU"]
 
 
 def test_where_base_lists_nothing_heads_cases_are_taken_and_it_is_said(tmp_path: Path) -> None:
@@ -160,7 +160,7 @@ def test_where_base_lists_nothing_heads_cases_are_taken_and_it_is_said(tmp_path:
     assert one.found.rows == []
     assert one.found.notes == [
         "base cannot list the preset ci (unknown preset): its cases are taken to be head's",
-        "1 cases are not supported here, such as other: no GPU",
+        "1 case not supported here, such as other: no GPU",
     ]
 
 

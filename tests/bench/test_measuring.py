@@ -365,7 +365,7 @@ def test_plugins_that_are_not_loaded_by_themselves_are_no_reason_to_fail(bench: 
     bench.variables["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
     told = bench.measure(tiny(), options=("--dry-run",))
     assert told.returncode == 0, told.stdout + told.stderr
-    assert "1 cases, 1 to measure" in told.stdout
+    assert "1 case, 1 to measure" in told.stdout
 
 
 def test_a_selection_that_pytest_refuses_leaves_no_file(bench: Bench, tmp_path: Path) -> None:

@@ -93,7 +93,7 @@ def test_a_dry_run_knows_what_a_resumed_run_has_already(bench: Bench) -> None:
     assert line.rstrip().endswith("  measured before")
     assert "2 cases, 1 to measure" in told.stdout
     nothing = bench.measure(tiny(), options=(*axes, "--dry-run", "--resume"))
-    assert "1 cases, 0 to measure\n" in nothing.stdout
+    assert "1 case, 0 to measure\n" in nothing.stdout
 
 
 def test_quick_fits_into_a_quarter_of_an_hour_by_its_own_estimate() -> None:

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from bench.case import Case
-from bench.report.table import DASH, Table, conditions, markdown, tables, three_digits
+from bench.report.table import DASH, Table, conditions, counted, markdown, tables, three_digits
 from bench.report.terminal import show
 from bench.results import Header, Record, Run
 
@@ -183,6 +183,10 @@ def test_results_of_changed_sources_say_that_they_do_not_count(header: Header) -
 )
 def test_figures_have_three_digits(number: object, shown: str) -> None:
     assert three_digits(number) == shown
+
+
+def test_what_is_counted_is_one_or_several() -> None:
+    assert [counted(number, "case") for number in (0, 1, 2, 1024)] == ["0 cases", "1 case", "2 cases", "1,024 cases"]
 
 
 @given(st.floats(1e-3, 1e9))
