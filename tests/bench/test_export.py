@@ -279,6 +279,7 @@ def test_the_manifest_has_what_a_run_measured_and_where(bench: Bench, tmp_path: 
     assert run.header.environment.machine.cpu in measured["conditions"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("answer", "told"),
     [

@@ -17,6 +17,7 @@ from bench.subject import build
 from .conftest import TINY
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp32", "amp_bf16", "amp_fp16"])
 def test_the_fused_network_passes_the_accuracy_check_of_every_case(
     fitted_cache: Path, monkeypatch: pytest.MonkeyPatch, precision: str

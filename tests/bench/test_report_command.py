@@ -31,6 +31,7 @@ def reader(tmp_path: Path) -> Bench:
     return Bench(tmp_path, tmp_path)
 
 
+@pytest.mark.slow
 def test_one_call_writes_every_form_and_a_dash_is_standard_output(reader: Bench, saved: Path, tmp_path: Path) -> None:
     markdown, table = tmp_path / "tables.md", tmp_path / "all.csv"
     told = reader.read("report", str(saved), "--html", "-", "--markdown", str(markdown), "--csv", str(table))

@@ -77,6 +77,7 @@ def test_a_device_that_stands_still_is_seldom_said_to_drift() -> None:
     assert flagged <= 9
 
 
+@pytest.mark.slow
 @given(
     durations=st.lists(
         st.one_of(st.just(0.0), st.floats(1e-9, 1e9), st.just(math.inf), st.just(math.nan)), min_size=1, max_size=20

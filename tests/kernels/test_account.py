@@ -93,6 +93,7 @@ def test_the_count_is_of_what_lives_and_not_of_what_was() -> None:
     assert account.bytes == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("upsampling", LAUNCHES)
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 def test_the_interpreter_launches_what_was_counted(

@@ -189,6 +189,7 @@ def test_a_copy_is_folded_too(how: str) -> None:
     assert "conv_transpose" not in calls(other, x)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", ["up1.up.weight", "up1.up.bias", "up1.conv.double_conv.0.weight"])
 @pytest.mark.parametrize("renewed", [False, True])
 def test_a_change_of_either_layer_is_seen(

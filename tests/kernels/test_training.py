@@ -105,7 +105,7 @@ def test_a_small_deviation_around_a_large_mean(precision: str, device: torch.dev
         torch.testing.assert_close(var.double(), var_of_z, rtol=1e-3, atol=0)
 
 
-@pytest.mark.parametrize("size", [(8, 12), (9, 14)])
+@pytest.mark.parametrize("size", [(9, 14), pytest.param((8, 12), marks=pytest.mark.slow)])
 @pytest.mark.parametrize("bilinear", [False, True])
 def test_gradients_of_the_whole_unet(*, bilinear: bool, size: tuple[int, int], device: torch.device) -> None:
     torch.manual_seed(0)
